@@ -1,0 +1,132 @@
+"""What follows from other keys, filled in after overrides, by one function; and what cannot work together."""
+
+import dataclasses
+import math
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config, Mesh, Model
+
+VARIANTS: dict[str, dict[str, int]] = {
+    "mu": dict(width=32, depth=2, heads=2),  # tests
+    "nano": dict(width=96, depth=4, heads=3),  # demos on a CPU
+    "ti": dict(width=192, depth=12, heads=3),
+    "s": dict(width=384, depth=12, heads=6),
+    "b": dict(width=768, depth=12, heads=12),
+    "l": dict(width=1024, depth=24, heads=16),
+    "h": dict(width=1280, depth=32, heads=16),
+}
+
+
+def resolve(config: Config, *, num_examples: int, num_devices: int, platform: str) -> Config:
+    """Fills every None that follows from others and refuses impossible combinations.
+
+    Args:
+        config: as checked.
+        num_examples: of the training split.
+        num_devices: over all hosts.
+        platform: "cpu", "gpu" or "tpu".
+    Raises:
+        ConfigError: one sentence.
+    """
+    mesh = resolve_mesh(config.mesh, num_devices)
+    check_batch(config, mesh)
+    config = dataclasses.replace(config, model=resolve_model(config.model, platform), mesh=mesh)
+    return resolve_durations(config, num_examples)
+
+
+def resolve_model(model: Model, platform: str) -> Model:
+    """Width, depth and heads from the variant; the computation's dtype from the platform; sizes checked."""
+    sizes = VARIANTS[one_of("config.model.variant", model.variant, VARIANTS)]
+    size = (model.image_size, model.image_size) if isinstance(model.image_size, int) else model.image_size
+    if model.patch < 1 or any(side < 1 or side % model.patch for side in size):
+        raise ConfigError(
+            f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={model.patch}"
+        )
+    one_of("config.model.positions", model.positions, ("learned", "sincos_2d", "sincos_1d", "none"))
+    one_of("config.model.relative_bias", model.relative_bias, ("none", "shared", "per_block"))
+    one_of("config.model.qkv_bias", model.qkv_bias, ("qkv", "qv", "none"))
+    one_of("config.model.remat", model.remat, ("none", "block", "dots"))
+    one_of("config.model.attention", model.attention, ("auto", "xla", "cudnn"))
+    one_of("config.model.dtype", model.dtype, ("auto", "float32", "bfloat16"))
+    width, heads = model.width or sizes["width"], model.heads or sizes["heads"]
+    filled = dataclasses.replace(
+        model,
+        image_size=size,
+        width=width,
+        depth=model.depth or sizes["depth"],
+        heads=heads,
+        dtype=model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16"),
+    )
+    if width % heads:
+        raise ConfigError(
+            f"config.model.width={width} cannot be split into config.model.heads={heads} equal heads"
+        )
+    if filled.positions == "sincos_2d" and width % 4:
+        raise ConfigError(
+            f"config.model.positions=sincos_2d needs a width that is a multiple of 4, got {width}"
+        )
+    if filled.attention == "cudnn" and platform != "gpu":
+        raise ConfigError(
+            f"config.model.attention=cudnn needs a GPU, this machine computes on {platform}; use auto"
+        )
+    return filled
+
+
+def resolve_mesh(mesh: Mesh, num_devices: int) -> Mesh:
+    """Fills data=-1 with the devices the other axes leave; the product must be the number of devices."""
+    if mesh.fsdp < 1 or mesh.tensor < 1 or num_devices % (mesh.fsdp * mesh.tensor):
+        raise ConfigError(
+            f"config.mesh: fsdp={mesh.fsdp} x tensor={mesh.tensor} does not divide the {num_devices} devices there are"
+        )
+    data = num_devices // (mesh.fsdp * mesh.tensor) if mesh.data == -1 else mesh.data
+    if data * mesh.fsdp * mesh.tensor != num_devices:
+        raise ConfigError(
+            f"config.mesh: data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} is not the {num_devices} devices there are"
+            "; data=-1 takes what is left"
+        )
+    return dataclasses.replace(mesh, data=data)
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """The batch must split evenly over the parts of accumulation and over the devices."""
+    parts, shards, batch = config.optim.accumulation, mesh.data * mesh.fsdp, config.data.batch_size
+    if parts < 1 or batch < 1 or batch % (parts * shards):
+        raise ConfigError(
+            f"config.data.batch_size={batch} cannot be split evenly over config.optim.accumulation={parts} parts and"
+            f" {shards} devices; the next size that can is {max(1, math.ceil(batch / (max(parts, 1) * shards))) * max(parts, 1) * shards}"
+        )
+
+
+def resolve_durations(config: Config, num_examples: int) -> Config:
+    """Steps from epochs, the peak rate from the batch, and how often to log, evaluate and save."""
+    batch, s = config.data.batch_size, config.schedule
+    one_of("config.schedule.cosine_from", s.cosine_from, ("warmup", "start"))
+    per_epoch = num_examples / batch
+    steps = s.steps if s.steps is not None else max(1, round((s.epochs + s.cooldown_epochs) * per_epoch))
+    epochs = s.epochs if s.steps is None else steps / per_epoch - s.cooldown_epochs
+    warmup = s.warmup_steps if s.warmup_steps is not None else round(s.warmup_epochs * per_epoch)
+    if not 0 <= warmup <= steps:
+        raise ConfigError(f"config.schedule: a warm-up of {warmup} steps is longer than the run of {steps}")
+    lr = (
+        config.optim.lr
+        if config.optim.lr is not None
+        else config.optim.base_lr * batch / config.optim.lr_batch
+    )
+
+    def often(value: int | None, times: int) -> int:
+        return value if value is not None else max(1, steps // times)
+
+    return dataclasses.replace(
+        config,
+        schedule=dataclasses.replace(s, steps=steps, epochs=epochs, warmup_steps=warmup),
+        optim=dataclasses.replace(config.optim, lr=lr),
+        eval=dataclasses.replace(
+            config.eval,
+            every_steps=often(config.eval.every_steps, 10),
+            batch_size=config.eval.batch_size or batch,
+        ),
+        checkpoint=dataclasses.replace(
+            config.checkpoint, every_steps=often(config.checkpoint.every_steps, 20)
+        ),
+        log=dataclasses.replace(config.log, every_steps=often(config.log.every_steps, 50)),
+    )

@@ -1,0 +1,39 @@
+"""Colour jitter: an augmentation, per image (spec mapet.md 9: brightness, contrast, saturation, each x U(0.6, 1.4))."""
+
+import jax
+import jax.numpy as jnp
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R 601 weights, those of PIL's and torchvision's grey."""
+
+
+def jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+    """Brightness, contrast and saturation, each times its own U(1 - strength, 1 + strength), in a random order.
+
+    Args:
+        key: one per image (vmap for a batch).
+        image: float [H, W, 3] in [0, 1].
+        strength: 0 leaves the image as it is.
+    Returns:
+        float [H, W, 3] in [0, 1].
+    """
+    factor_key, order_key = jax.random.split(key)
+    factors = jax.random.uniform(factor_key, (3,), minval=1.0 - strength, maxval=1.0 + strength)
+    return jitter_with(image, factors, jax.random.permutation(order_key, 3))
+
+
+def jitter_with(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
+    """The explicit entry: `factors` [3] of brightness, contrast, saturation, applied in `order` (a permutation of 0..2)."""
+    luma = jnp.asarray(LUMA, image.dtype)
+
+    def blend(x: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+        return jnp.clip(factor * x + (1.0 - factor) * other, 0.0, 1.0)
+
+    operations = (
+        lambda x: blend(x, jnp.zeros_like(x), factors[0]),
+        lambda x: blend(x, jnp.full_like(x, jnp.mean(x @ luma)), factors[1]),
+        lambda x: blend(x, jnp.broadcast_to((x @ luma)[..., None], x.shape), factors[2]),
+    )
+    for place in range(3):
+        image = jax.lax.switch(order[place], operations, image)
+    return image

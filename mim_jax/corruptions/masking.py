@@ -1,0 +1,138 @@
+"""Which patches are hidden: uniformly random, and BEiT's block-wise rule with static shapes.
+
+Every op comes twice: with a key (one per example; vmap for a batch) and explicit (given noise or given draws), so that
+it can be compared with any reference. Masks are boolean, True = hidden. Counts are Python ints: shapes stay static.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def num_kept(num_patches: int, ratio: float) -> int:
+    """Patches that stay visible at a masking ratio: int(L * (1 - ratio)), truncated as MAE does (spec amt.md 1.2)."""
+    return int(num_patches * (1.0 - ratio))
+
+
+def random_mask(key: jax.Array, num_patches: int, num_masked: int) -> jax.Array:
+    """Hides exactly `num_masked` patches, uniformly; bool [L]."""
+    return mask_from_noise(jax.random.uniform(key, (num_patches,)), num_masked)
+
+
+def mask_from_noise(noise: jax.Array, num_masked: int) -> jax.Array:
+    """The explicit entry: hides the `num_masked` patches of largest noise (small noise = kept); bool like `noise`."""
+    length = noise.shape[-1]
+    if not 0 <= num_masked <= length:
+        raise ValueError(f"num_masked must lie in 0..{length} (the number of patches), got {num_masked}")
+    place = jnp.argsort(jnp.argsort(noise, axis=-1, stable=True), axis=-1)
+    return place >= length - num_masked
+
+
+def masked_first(mask: jax.Array, num_masked: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of hidden and of visible patches, each in raster order, from a mask with `num_masked` True per row.
+
+    Args:
+        mask: bool [..., L].
+        num_masked: the number of True in every row, static.
+    Returns:
+        int32 [..., num_masked] and int32 [..., L - num_masked].
+    """
+    by_mask = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
+    return by_mask[..., :num_masked], by_mask[..., num_masked:]
+
+
+def block_mask(
+    key: jax.Array,
+    grid: tuple[int, int],
+    num_masked: int,
+    *,
+    min_block: int = 16,
+    max_block: int | None = None,
+    aspect: float = 0.3,
+    rounds: int = 64,
+    tries: int = 10,
+) -> jax.Array:
+    """BEiT's block-wise mask (spec mapet.md 6), with exactly `num_masked` hidden patches.
+
+    Rectangles are added until the goal is reached: area uniform between `min_block` and what is still allowed (the
+    interval may be reversed, as in BEiT), aspect ratio log-uniform in [aspect, 1 / aspect]; a rectangle is taken when
+    it is smaller than the grid and adds between 1 and the allowed number of new patches; ten failures in a row end it.
+    BEiT then goes on with too few (75 wanted: exactly 75 in 68 % of the draws). We **top up** with uniformly random
+    patches, because shapes are static: 0.5 patches of 75 on average.
+
+    Args:
+        key: one per example.
+        grid: rows and columns of patches.
+        num_masked: the goal, reached exactly.
+        min_block: smallest area drawn, in patches.
+        max_block: largest number of new patches a rectangle may add; None for no limit.
+        aspect: smaller bound of height / width.
+        rounds: at most so many rectangles (each adds at least one patch; 64 is never the limit in practice).
+        tries: draws for one rectangle.
+    Returns:
+        bool [grid[0] * grid[1]].
+    """
+    if not 0 <= num_masked <= grid[0] * grid[1]:
+        raise ValueError(
+            f"num_masked must lie in 0..{grid[0] * grid[1]} (the number of patches), got {num_masked}"
+        )
+    draw_key, fill_key = jax.random.split(key)
+    draws = jax.random.uniform(draw_key, (rounds, tries, 4))
+    blocks = blocks_from_draws(
+        draws, grid, num_masked, min_block=min_block, max_block=max_block, aspect=aspect
+    )
+    return top_up(blocks, jax.random.uniform(fill_key, (grid[0] * grid[1],)), num_masked)
+
+
+def top_up(mask: jax.Array, noise: jax.Array, num_masked: int) -> jax.Array:
+    """Adds the visible patches of largest noise (in [0, 1)) until `num_masked` are hidden; bool [..., L]."""
+    return mask_from_noise(jnp.where(mask, 1.0 + noise, noise), num_masked)
+
+
+def blocks_from_draws(
+    draws: jax.Array,
+    grid: tuple[int, int],
+    num_masked: int,
+    *,
+    min_block: int = 16,
+    max_block: int | None = None,
+    aspect: float = 0.3,
+) -> jax.Array:
+    """The explicit entry of `block_mask` before the top-up.
+
+    Args:
+        draws: float [rounds, tries, 4] in [0, 1): area, aspect ratio, top, left of every tried rectangle.
+    Returns:
+        bool [grid[0] * grid[1]] with at most `num_masked` True.
+    """
+    rows, columns = grid
+    row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None, :]
+    ceiling = num_masked if max_block is None else max_block
+    log_low, log_high = math.log(aspect), math.log(1.0 / aspect)
+
+    def attempt(mask: jax.Array, draw: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        area = min_block + draw[0] * (allowed - min_block)
+        ratio = jnp.exp(log_low + draw[1] * (log_high - log_low))
+        height = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+        width = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+        top = jnp.floor(draw[2] * (rows - height + 1)).astype(jnp.int32)
+        left = jnp.floor(draw[3] * (columns - width + 1)).astype(jnp.int32)
+        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+        new = jnp.sum(inside & ~mask)
+        fits = (height < rows) & (width < columns) & (new >= 1) & (new <= allowed)
+        return inside, fits
+
+    def one_round(
+        carry: tuple[jax.Array, jax.Array], tried: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        mask, going = carry
+        allowed = jnp.minimum(num_masked - jnp.sum(mask), ceiling)
+        inside, fits = jax.vmap(lambda d: attempt(mask, d, allowed))(tried)
+        found = jnp.any(fits) & going & (allowed > 0)
+        block = inside[jnp.argmax(fits)]  # the first try that fits
+        return (jnp.where(found, mask | block, mask), going & found), None
+
+    start = (jnp.zeros(grid, bool), jnp.asarray(True))
+    (mask, _), _ = jax.lax.scan(one_round, start, draws)
+    return mask.reshape(-1)

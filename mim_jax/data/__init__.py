@@ -1,0 +1,31 @@
+"""Images for training: sources, their order, decoding, cropping, batches, token caches. Imports nothing else
+of mim_jax."""
+
+from mim_jax.data.crop import Box, box_for, crop_and_resize, render
+from mim_jax.data.errors import BadImageError, DataError
+from mim_jax.data.loader import Loader, evaluation_batches
+from mim_jax.data.order import locate
+from mim_jax.data.placement import place
+from mim_jax.data.sources import Picture, Source, open_source
+from mim_jax.data.spec import Batch, InputSpec
+from mim_jax.data.tokens_cache import TokenCache, write_token_cache
+
+__all__ = [
+    "BadImageError",
+    "Batch",
+    "Box",
+    "DataError",
+    "InputSpec",
+    "Loader",
+    "Picture",
+    "Source",
+    "TokenCache",
+    "box_for",
+    "crop_and_resize",
+    "evaluation_batches",
+    "locate",
+    "open_source",
+    "place",
+    "render",
+    "write_token_cache",
+]

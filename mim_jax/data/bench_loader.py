@@ -1,0 +1,124 @@
+"""How much of the decoder's speed the loader keeps: python -m mim_jax.data.bench_loader [images] [batch_size]
+[rounds].
+
+Makes 500 x 375 JPEGs from the embedded photographs in a temporary folder and reads them as training does
+(random resized crop to 224, bicubic), by three ways that share decoder, crop rule and resize: a bare loop in
+one thread, the Loader, and grain.MapDataset where Grain is installed. Rounds alternate, and each way's best
+round counts, so that other work on the machine weighs on all alike.
+
+Columns: threads; images a second of wall clock; images a second of processor time (what one core does,
+whoever else runs); the latter over the bare loop's.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mim_jax.data.crop import box_for, render
+from mim_jax.data.decode import decode, read_header
+from mim_jax.data.loader import Loader
+from mim_jax.data.sources import Source, open_source
+from mim_jax.data.sources.photos import photograph_paths
+from mim_jax.data.spec import InputSpec, Pixels
+from mim_jax.data.workers import choose_threads
+
+SPEC = InputSpec((224, 224), "random_resized")
+WIDTH, HEIGHT, QUALITY = 500, 375, 90
+
+
+def write_jpegs(root: Path, count: int) -> list[Path]:
+    """`count` JPEGs of 500 x 375: crops of the photographs, 4:2:0, about 60 kB each."""
+    photographs = [Image.open(path).convert("RGB") for path in photograph_paths()]
+    random, paths = np.random.default_rng(0), []
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        scale = max(WIDTH / photograph.width, HEIGHT / photograph.height) * random.uniform(1, 1.5)
+        large = photograph.resize((round(photograph.width * scale) + 1, round(photograph.height * scale) + 1))
+        x, y = (int(random.integers(0, room + 1)) for room in (large.width - WIDTH, large.height - HEIGHT))
+        paths.append(root / f"{number:05d}.jpg")
+        large.crop((x, y, x + WIDTH, y + HEIGHT)).save(paths[-1], quality=QUALITY)
+    return paths
+
+
+def one(path: Path, index: int) -> Pixels:
+    """The work itself: bytes, header, box, decode, crop, resize."""
+    data = path.read_bytes()
+    header = read_header(data, str(path))
+    box = box_for(SPEC, header.height, header.width, seed=0, draw=0, index=index)
+    return render(decode(data, str(path), header), SPEC, box)
+
+
+def run_bare(paths: list[Path]) -> None:
+    """One picture after another."""
+    for index, path in enumerate(paths):
+        one(path, index)
+
+
+def run_loader(source: Source, batch_size: int, threads: int) -> None:
+    """About as many pictures as the source has, by Loader.iterate."""
+    with Loader(source, SPEC, batch_size=batch_size, seed=0, threads=threads) as loader:
+        for _, _ in zip(range(len(source) // batch_size), loader.iterate(0), strict=False):
+            pass
+
+
+def run_grain(grain: Any, paths: list[Path], batch_size: int, threads: int) -> None:
+    """The same by Grain's random-access data set and its reading threads."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+    # Batches are elements to Grain: its threads would make one batch each. Reading singly, then batching, is
+    # the fair use.
+    single = (
+        grain.MapDataset.source(paths).shuffle(seed=0).map_with_index(lambda index, path: one(path, index))
+    )
+    for _ in single.to_iter_dataset(options).batch(batch_size):
+        pass
+
+
+def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
+    """(images a second of wall clock, of processor time)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu)
+
+
+def main(count: int = 512, batch_size: int = 64, rounds: int = 3) -> None:
+    """Prints the table."""
+    count -= count % batch_size
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "jpegs" / "train"
+        folder.mkdir(parents=True)
+        (folder.parent / "test").mkdir()
+        paths = write_jpegs(folder, count)
+        source = open_source(f"folder:{folder.parent}", "train", cache_dir=name)
+        ways: dict[tuple[str, int], Callable[[], None]] = {("bare loop", 1): lambda: run_bare(paths)}
+        for threads in sorted({1, choose_threads(0)}):
+            ways["Loader", threads] = lambda threads=threads: run_loader(source, batch_size, threads)  # type: ignore[misc]
+        try:
+            import grain
+        except ImportError:
+            print("Grain is not installed: no row for it")
+        else:
+            for threads in sorted({1, choose_threads(0)}):
+                ways["grain", threads] = lambda threads=threads: run_grain(grain, paths, batch_size, threads)  # type: ignore[misc]
+        best = dict.fromkeys(ways, (0.0, 0.0))
+        for _ in range(rounds):
+            for way, work in ways.items():
+                wall, cpu = timed(work, count)
+                best[way] = (max(best[way][0], wall), max(best[way][1], cpu))
+        bare = best["bare loop", 1][1]
+        print(
+            f"{count} JPEGs of {WIDTH} x {HEIGHT}, {sum(p.stat().st_size for p in paths) / count / 1000:.0f} "
+            "kB each, to 224 x 224"
+        )
+        print(f"{'':12}{'threads':>8}{'images/s':>10}{'per core s':>12}{'of bare':>9}")
+        for (label, threads), (wall, cpu) in best.items():
+            print(f"{label:12}{threads:>8}{wall:>10.0f}{cpu:>12.0f}{cpu / bare:>9.2f}")
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:4]))

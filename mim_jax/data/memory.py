@@ -1,0 +1,45 @@
+"""The host memory that loading will take, computed before it is taken."""
+
+import numpy as np
+
+from mim_jax.data.errors import BadImageError
+from mim_jax.data.sources.base import Source
+from mim_jax.data.spec import InputSpec
+
+SAMPLED = 32
+# A picture in a thread: its encoded bytes, its pixels, the cut, and the 4-byte copy that PIL makes of it.
+# copy of the cut.
+COPIES = 4
+MIB = 2**20
+
+
+def budget(source: Source, spec: InputSpec, host_batch: int, prefetch: int, threads: int) -> dict[str, int]:
+    """Bytes by use, on one host. Decoding is estimated from the largest of 32 evenly spaced pictures: a far
+    larger one costs its own size."""
+    one = spec.size[0] * spec.size[1] * 3 + 64
+    images = getattr(source, "images", None)
+    return {
+        "batches": host_batch * one * (max(1, prefetch) + 3),  # Queued, being placed, two in the making.
+        "decoding": threads * COPIES * _largest(source),
+        "order": len(source) * 4 * 3 + len(source) * 16,  # Three epochs kept, one being drawn.
+        "source": images.nbytes if isinstance(images, np.ndarray) else 0,
+    }
+
+
+def describe(held: dict[str, int]) -> str:
+    """One line for the console."""
+    parts = ", ".join(f"{name} {size / MIB:.1f}" for name, size in held.items())
+    total = sum(held.values()) / MIB
+    total = sum(held.values()) / MIB
+    return f"host memory for data: about {total:.1f} MiB ({parts})"
+
+
+def _largest(source: Source) -> int:
+    largest = 0
+    for index in np.linspace(0, len(source) - 1, min(SAMPLED, len(source))).astype(int).tolist():
+        try:
+            picture = source[index]
+        except BadImageError:
+            continue  # Its turn will come in the run, where it is an error or is counted; it has no size to add here.
+        largest = max(largest, picture.height * picture.width * 3)
+    return largest

@@ -1,0 +1,131 @@
+"""Images from a numpy archive: arrays:PATH.npz.
+
+Accepted names, the first pair found: x_train, y_train | image_train, label_train | images_train, labels_train
+(and the same with _test); or one unsplit pair images, labels | image, label | x, y, of which a fixed tenth is
+held out. Images are uint8 [n, H, W, 3], [n, H, W] or [n, H, W, 1]; labels, where present, integers [n], 0 and
+up, -1 for none. An optional `class_names` holds texts. Objects (pickles) are never loaded.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.data import keys
+from mim_jax.data.errors import DataError
+from mim_jax.data.sources.base import NO_LABEL, ArraySource, check_split
+
+NAMES = (("x", "y"), ("image", "label"), ("images", "labels"))
+TEST_SHARE = 10  # One in so many.
+
+
+def open_arrays(path: str, split: str) -> ArraySource:
+    """The split of an npz file, read whole into memory. Raises DataError naming the file and the array."""
+    check_split(split)
+    if not Path(path).is_file():
+        raise DataError(f"There is no file {path} for the source arrays: give the path of an .npz file.")
+    with _archive(path) as archive:
+        return _read(archive, path, split)
+
+
+def _archive(path: str) -> np.lib.npyio.NpzFile:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"The file {path} is not a readable .npz archive ({error}): write it again with numpy.savez."
+        ) from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"The file {path} holds one array and is no .npz archive: write it with numpy.savez.")
+    return archive
+
+
+def _read(archive: np.lib.npyio.NpzFile, path: str, split: str) -> ArraySource:
+    for x, y in NAMES:
+        if f"{x}_{split}" in archive:
+            images = _images(_load(archive, f"{x}_{split}", path), path)
+            labels = _labels(archive, f"{y}_{split}", len(images), path)
+            note = f"{split} arrays of {Path(path).name}"
+            break
+        if x in archive:
+            images = _images(_load(archive, x, path), path)
+            labels = _labels(archive, y, len(images), path)
+            chosen = _held_out(len(images), path) == (split == "test")
+            images, labels = images[chosen], labels[chosen]
+            note = f"{split} part of {Path(path).name}, a fixed 10 % held out for test"
+            break
+    else:
+        raise DataError(
+            f"The file {path} holds {', '.join(archive.files) or 'no arrays'}, but no images for the split "
+            f"{split}: "
+            f"name them x_{split} and y_{split}, or images and labels."
+        )
+    names = _class_names(archive, labels, path)
+    return ArraySource(f"arrays:{path}", images, labels, names, note)
+
+
+def _load(archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
+    try:
+        return archive[key]
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"The array {key} of {path} cannot be read ({error}): save it as plain numbers with numpy.savez."
+        ) from error
+
+
+def _images(images: np.ndarray, path: str) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise DataError(
+            f"The images of {path} are {images.dtype} {list(images.shape)}: save them as uint8 [n, height, "
+            "width, 3] "
+            "(or 1 channel, or none)."
+        )
+    return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
+
+
+def _labels(archive: np.lib.npyio.NpzFile, key: str, length: int, path: str) -> np.ndarray:
+    if key not in archive:
+        return np.full(length, NO_LABEL, np.int32)
+    labels = _load(archive, key, path)
+    if labels.shape == (length, 1):  # CIFAR's usual npz.
+        labels = labels[:, 0]
+    if labels.shape != (length,) or labels.dtype.kind not in "iu" or labels.min() < NO_LABEL:
+        raise DataError(
+            f"The labels {key} of {path} are {labels.dtype} {list(labels.shape)}: save {length} integers, "
+            "0 and up, or -1 for none."
+        )
+    return labels.astype(np.int32)
+
+
+def _class_names(archive: np.lib.npyio.NpzFile, labels: np.ndarray, path: str) -> list[str]:
+    every = [
+        labels,
+        *(
+            _load(archive, key, path).ravel()
+            for key in archive.files
+            if key in {f"{y}_{s}" for _, y in NAMES for s in ("train", "test")} | {y for _, y in NAMES}
+        ),
+    ]
+    count = max(int(part.max(initial=NO_LABEL)) for part in every) + 1
+    if "class_names" not in archive:
+        return [str(number) for number in range(count)]
+    names = [str(name) for name in _load(archive, "class_names", path)]
+    if len(names) < count:
+        raise DataError(
+            f"The file {path} has {len(names)} class_names but labels up to {count - 1}: give every class a "
+            "name."
+        )
+    return names if count else []
+
+
+def _held_out(length: int, path: str) -> np.ndarray:
+    if length < 2:
+        raise DataError(
+            f"The file {path} holds one image, of which none can be held out for test: give x_train and "
+            "x_test arrays."
+        )
+    held = np.zeros(length, bool)
+    held[keys.permutation(length, 0, "arrays split")[: max(1, length // TEST_SHARE)]] = True
+    return held

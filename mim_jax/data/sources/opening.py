@@ -1,0 +1,72 @@
+"""From a name to a source."""
+
+from mim_jax.data.errors import DataError
+from mim_jax.data.sources.arrays import open_arrays
+from mim_jax.data.sources.base import Source, check_split
+from mim_jax.data.sources.concat import Concat
+from mim_jax.data.sources.digits import open_digits
+from mim_jax.data.sources.folder import open_folder
+from mim_jax.data.sources.photos import Photos
+from mim_jax.data.sources.skip import Skipping
+from mim_jax.data.sources.synthetic import open_synthetic
+from mim_jax.data.sources.tfds import open_tfds
+
+KINDS = "digits, photos, synthetic[:N[:SIZE]], arrays:PATH.npz, folder:PATH, tfds:NAME, concat:A+B"
+ON_BAD_IMAGE = ("error", "skip")
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    seed: int = 0,
+    on_bad_image: str = "error",
+    cache_dir: str | None = None,
+    crops_per_picture: int = 64,
+    data_dir: str | None = None,
+) -> Source:
+    """Opens a source by name; see the module of each kind for what it accepts.
+
+    Args: split: train or test; seed: of `synthetic` only (no split depends on it); on_bad_image: error, or
+    skip to replace and count; cache_dir: where listings of folders are kept, default ~/.cache/mim_jax;
+    crops_per_picture: of `photos`; data_dir: of `tfds`.
+    Raises DataError.
+    """
+    check_split(split)
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise DataError(f"The setting on_bad_image={on_bad_image!r} is not known: use error or skip.")
+    kind, _, rest = name.partition(":")
+    if kind == "concat":
+        parts = [part for part in rest.split("+") if part]
+        if not parts:
+            raise DataError(f"The source {name!r} joins nothing: write concat:A+B with the names of sources.")
+        return Concat(
+            [
+                open_source(
+                    part,
+                    split,
+                    seed=seed,
+                    on_bad_image=on_bad_image,
+                    cache_dir=cache_dir,
+                    crops_per_picture=crops_per_picture,
+                    data_dir=data_dir,
+                )
+                for part in parts
+            ]
+        )
+    if name == "digits":
+        return open_digits(split)
+    if name == "photos":
+        return Photos(split, crops_per_picture)
+    if kind == "synthetic":
+        return open_synthetic(rest, split, seed)
+    if kind == "arrays":
+        return open_arrays(rest, split)
+    source: Source
+    if kind == "folder":
+        source = open_folder(rest, split, cache_dir)
+    elif kind == "tfds":
+        source = open_tfds(rest, split, data_dir)
+    else:
+        raise DataError(f"The data source {name!r} is not known: use one of {KINDS}.")
+    return Skipping(source) if on_bad_image == "skip" else source

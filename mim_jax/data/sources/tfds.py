@@ -1,0 +1,165 @@
+"""TFDS data sets in ArrayRecord files, read without TensorFlow: tfds:NAME, tfds:NAME/CONFIG or with :VERSION.
+
+Images stay encoded until our own decoder reads them, so that a picture gives the same pixels from here and
+from a folder.
+"""
+
+import os
+from typing import Any
+
+from mim_jax.data.errors import BadImageError, DataError
+from mim_jax.data.sources.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
+
+INFO = "dataset_info.json"
+
+
+class Tfds:
+    """One split of a prepared data set: `records` gives {"image": bytes, "label": int or absent} by
+    number."""
+
+    def __init__(self, name: str, builder: Any, split: str, skip: Any) -> None:
+        info = builder.info
+        self.name = f"tfds:{name}"
+        self._split = split
+        self._records = builder.as_data_source(split, decoders={"image": skip})
+        label = info.features["label"] if "label" in info.features else None
+        self.class_names: tuple[str, ...] = tuple(getattr(label, "names", None) or ())
+        self.num_classes = len(self.class_names)
+        shards = info.splits[split]
+        self.fingerprint = fingerprint(
+            [info.full_name, split, str(list(shards.shard_lengths)), str(shards.num_bytes), *self.class_names]
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> EncodedPicture:
+        where = f"{self.name}, split {self._split}, number {index}"
+        try:
+            record = self._records[index]
+        except (
+            RuntimeError,
+            ValueError,
+            OSError,
+        ) as error:  # A damaged file: ArrayRecord checks its own sums.
+            raise DataError(
+                f"The record {where} cannot be read ({error}): prepare the data set again."
+            ) from error
+        if not isinstance(record["image"], bytes):
+            raise BadImageError(
+                where, f"its record holds {type(record['image']).__name__} and not encoded bytes"
+            )
+        return EncodedPicture(record["image"], where, int(record["label"]) if self.num_classes else NO_LABEL)
+
+    def describe(self) -> str:
+        classes = class_count(self.num_classes)
+        return f"{self.name}: {len(self)} images, {classes} (split {self._split}, ArrayRecord)"
+
+
+def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
+    """The train or test split of a prepared data set below `data_dir` (default: $TFDS_DATA_DIR, else
+    ~/tensorflow_datasets).
+
+    test is the data set's `test`, or its `validation` where there is no test or test has no labels
+    (imagenet2012).
+    """
+    check_split(split)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"The source tfds:{name} needs the package tensorflow-datasets, which does not import ({error}): "
+            "pip install tensorflow-datasets array-record importlib_resources."
+        ) from error
+    base = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    builder = tfds.builder_from_directory(_prepared(name, base))
+    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
+        kind = getattr(builder.info.file_format, "value", "unknown")
+        raise DataError(
+            f"The data set {builder.data_dir} is prepared in the format {kind}, which needs TensorFlow to "
+            f"read: {_command(name, base)}"
+        )
+    if "image" not in builder.info.features:
+        raise DataError(
+            f"The data set tfds:{name} has no feature named image, only {', '.join(builder.info.features)}: "
+            "use one that has."
+        )
+    skip = tfds.decode.SkipDecoding()
+    available = [key for key, value in builder.info.splits.items() if value.num_examples]
+    wanted = _split_of(builder, split, available)
+    if wanted is None:
+        raise DataError(
+            f"The data set tfds:{name} has the splits {', '.join(available) or '(none)'}, but none for "
+            f"{split}: use another data set."
+        )
+    for path in builder.info.splits[wanted].filepaths:
+        if not os.path.isfile(path):
+            raise DataError(f"The file {path} of the data set tfds:{name} is missing: {_command(name, base)}")
+    return Tfds(name, builder, wanted, skip)
+
+
+def _split_of(builder: Any, split: str, available: list[str]) -> str | None:
+    if split == "train":
+        return "train" if "train" in available else None
+    if "test" in available and "validation" in available and "label" in builder.info.features:
+        first = builder.as_data_source("test", decoders={key: _skip() for key in ("image",)})[0]
+        return "validation" if int(first["label"]) < 0 else "test"
+    return next((one for one in ("test", "validation") if one in available), None)
+
+
+def _skip() -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()
+
+
+def _prepared(name: str, base: str) -> str:
+    """The directory of the newest prepared version. Raises DataError saying what was found, what is missing,
+    and the command."""
+    path, _, version = name.partition(":")
+    top = os.path.join(base, *path.split("/"))
+    found = sorted(
+        (entry for entry in _folders(top) if os.path.isfile(os.path.join(top, entry, INFO))), key=_version_key
+    )
+    if version in found or (found and not version):
+        return os.path.join(top, version or found[-1])
+    if version and found:
+        state = f"{top} holds the versions {', '.join(found)}, but not {version}"
+    elif os.path.isdir(top):
+        inner = [
+            entry
+            for entry in _folders(top)
+            if any(
+                os.path.isfile(os.path.join(top, entry, v, INFO)) for v in _folders(os.path.join(top, entry))
+            )
+        ]
+        state = (
+            f"{top} holds the configs {', '.join(inner)}; name one, as tfds:{path}/{inner[0]}"
+            if inner
+            else f"{top} exists but holds no prepared version ({INFO} is missing)"
+        )
+    elif os.path.isdir(base):
+        state = f"{base} holds {', '.join(one for one in _folders(base) if one != 'downloads') or 'nothing'}, but no {path}"
+    else:
+        state = f"there is no folder {base}"
+    raise DataError(f"The data set tfds:{name} is not prepared: {state}: {_command(name, base)}")
+
+
+def _folders(path: str) -> list[str]:
+    return (
+        sorted(entry for entry in os.listdir(path) if os.path.isdir(os.path.join(path, entry)))
+        if os.path.isdir(path)
+        else []
+    )
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdecimal() else -1 for part in version.split("."))
+
+
+def _command(name: str, base: str) -> str:
+    return (
+        'prepare it with python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{base}', file_format='array_record').download_and_prepare()\" "
+        "(where that asks for TensorFlow, install it for the preparation only), or set data_dir."
+    )

@@ -1,0 +1,38 @@
+"""The registry: a method's name in a configuration to its page."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.config.schema import Config
+from mim_jax.methods import mapet, mim
+from mim_jax.methods.protocol import Features, Method, Phase, Picture
+
+__all__ = ["METHODS", "Features", "Method", "Phase", "Picture", "build_method"]
+
+METHODS: dict[str, tuple[type, Callable[[Config, Any], Method]]] = {
+    "mapet": (mapet.MapetOptions, mapet.build),
+    "mim": (mim.MimOptions, mim.Mim),
+}
+"""Name -> (dataclass of its options, what builds it)."""
+
+
+def check_options(config: Config) -> Any:
+    """The section `method` of a configuration as the method's own options; ConfigError where it is wrong."""
+    section = dict(config.method)
+    if "name" not in section:
+        raise ConfigError(f"config.method.name is missing; it is one of {', '.join(METHODS)}")
+    options, _ = METHODS[one_of("config.method.name", section.pop("name"), METHODS)]
+    return build(options, section, "config.method")
+
+
+def build_method(config: Config) -> Method:
+    """The method of a resolved configuration."""
+    return METHODS[config.method["name"]][1](config, check_options(config))
+
+
+def complete_options(config: Config) -> Config:
+    """The configuration with every option of its method written out."""
+    options = dataclasses.asdict(check_options(config))
+    return dataclasses.replace(config, method={"name": config.method["name"], **options})

@@ -1,0 +1,141 @@
+"""MaPeT and its relatives (spec mapet.md): permuted prediction of token ids with two streams.
+
+One mask rule, five objectives:
+
+| objective | keys | context | targets see |
+|---|---|---|---|
+| mapet | pixels and MASK tokens | a quarter | earlier targets as pixels, later ones as MASK |
+| pim | pixels | a quarter | earlier targets as pixels |
+| full_pim | pixels | CLS only | earlier targets as pixels |
+| grouped | pixels and MASK tokens | a quarter | targets of earlier groups as pixels, the others as MASK |
+| mim | pixels and MASK tokens | a quarter | all targets as MASK (run as one plain forward: `mim.py`) |
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config
+from mim_jax.corruptions.permutation import attention_masks, draw_order, ranks, tie_ranks
+from mim_jax.methods.flops import blocks_flops, dense_flops
+from mim_jax.methods.mim import Mim, MimOptions
+from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
+from mim_jax.methods.token_method import TokenMethod, labels_at
+from mim_jax.methods.token_picture import token_picture
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import patchify
+
+OBJECTIVES = ("mapet", "pim", "full_pim", "grouped", "mim")
+
+
+@dataclasses.dataclass(frozen=True)
+class MapetOptions:
+    objective: str = "mapet"  # mapet | pim | full_pim | grouped | mim
+    context: int | None = None  # slots, CLS included; None = 1 + round(L / 4)
+    groups: int = 4  # of targets; grouped only
+    masking: str = "random"  # random | block; mim only
+    tokenizer: str = "pixels"  # pixels (k-means over patch pixels, fitted at the start) | cache (see tokens)
+    vocabulary: int = 8192
+    kmeans_patches: int = 200_000  # the k-means sees at most so many patches
+    tokens: str = ""  # directory of a token cache
+
+
+def build(config: Config, options: MapetOptions) -> TokenMethod:
+    """The method of an objective. `mim` hides as many patches as MaPeT has targets (an equal comparison)."""
+    one_of("config.method.objective", options.objective, OBJECTIVES)
+    mapet = Mapet(config, options)
+    if options.objective != "mim":
+        return mapet
+    return Mim(
+        config,
+        MimOptions(
+            masking=options.masking,
+            num_masked=mapet.num_targets,
+            tokenizer=options.tokenizer,
+            vocabulary=options.vocabulary,
+            kmeans_patches=options.kmeans_patches,
+            tokens=options.tokens,
+        ),
+    )
+
+
+class Mapet(TokenMethod):
+    """Two streams over the slots in rank order, so that the attention masks are constants (see `TokenPredictor`)."""
+
+    name = "mapet"
+
+    def __init__(self, config: Config, options: MapetOptions) -> None:
+        super().__init__(
+            config,
+            vocabulary=options.vocabulary,
+            tokenizer=options.tokenizer,
+            tokens=options.tokens,
+            kmeans_patches=options.kmeans_patches,
+        )
+        self.options = options
+        slots = 1 + self.vit.num_patches
+        if not self.vit.cls:
+            raise ConfigError(
+                "config.model.cls=False cannot be used with mapet: CLS is the first context slot of every order"
+            )
+        default = 1 if options.objective == "full_pim" else 1 + round(self.vit.num_patches / 4)
+        self.context = default if options.context is None else options.context
+        if not 1 <= self.context < slots:
+            raise ConfigError(
+                f"config.method.context={self.context} must lie in 1..{slots - 1}: CLS counts, and a target must be left"
+            )
+        self.num_targets = slots - self.context
+        self.mask_tokens = options.objective not in ("pim", "full_pim")
+        if options.objective == "grouped" and not 1 <= options.groups <= self.num_targets:
+            raise ConfigError(
+                f"config.method.groups={options.groups} must lie in 1..{self.num_targets}, the number of targets"
+            )
+
+    def masks(self) -> tuple[jax.Array, jax.Array]:
+        """The content and the query mask of slots that stand in rank order; the same for every example."""
+        slots = 1 + self.vit.num_patches
+        rank, targets = jnp.arange(slots), jnp.arange(self.context, slots)
+        if self.options.objective == "grouped":
+            rank = tie_ranks(rank, self.context, self.options.groups)
+        content, query = attention_masks(rank, targets, self.context)
+        return (content, query) if self.mask_tokens else (content[:slots, :slots], query[:, :slots])
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        images = self.clean_images(batch)
+        order = jax.vmap(lambda key: draw_order(key, self.vit.num_patches))(keys)
+        jitter_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        targets = order[:, self.context :] - 1
+        return {
+            "patches": patchify(self.network_images(jitter_keys, images), self.vit.patch),
+            "order": order,
+            "targets": targets,
+            "labels": labels_at(self.labels(batch, images, artefacts), targets),
+        }
+
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+        content, query = self.masks()
+        logits = self.apply(
+            params,
+            view["patches"],
+            view["order"],
+            content,
+            query,
+            mask_tokens=self.mask_tokens,
+            drop_keys=keys if train else None,
+            method="two_stream",
+        )
+        return {"logits": logits}
+
+    def flops(self) -> float:
+        keys = 1 + self.vit.num_patches + (self.num_targets if self.mask_tokens else 0)
+        return (
+            dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
+            + blocks_flops(self.vit, rows=keys + self.num_targets, keys=keys, outputs=self.num_targets)
+            + dense_flops(self.num_targets, self.vit.width, self.vocabulary)
+        )
+
+    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+        place = jnp.maximum(ranks(view["order"])[:, 1:] - self.context + 1, 0)
+        return token_picture(self, view, outputs, artefacts, order=place)

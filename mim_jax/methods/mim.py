@@ -1,0 +1,91 @@
+"""MIM (BEiT-like): hidden patches are replaced by MASK, every hidden patch's token id is predicted independently."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config
+from mim_jax.corruptions.masking import block_mask, masked_first, random_mask
+from mim_jax.methods.flops import blocks_flops, dense_flops
+from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
+from mim_jax.methods.token_method import TokenMethod, labels_at
+from mim_jax.methods.token_picture import token_picture
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import patchify
+
+
+@dataclasses.dataclass(frozen=True)
+class MimOptions:
+    masking: str = "random"  # random | block (BEiT's rectangles, topped up with random patches)
+    num_masked: int | None = None  # None = 75 %
+    min_block: int = 16  # patches; block masking only
+    tokenizer: str = "pixels"  # pixels (k-means over patch pixels, fitted at the start) | cache (see tokens)
+    vocabulary: int = 8192
+    kmeans_patches: int = 200_000  # the k-means sees at most so many patches
+    tokens: str = ""  # directory of a token cache
+
+
+class Mim(TokenMethod):
+    """One content-only forward of N slots."""
+
+    name = "mim"
+
+    def __init__(self, config: Config, options: MimOptions) -> None:
+        super().__init__(
+            config,
+            vocabulary=options.vocabulary,
+            tokenizer=options.tokenizer,
+            tokens=options.tokens,
+            kmeans_patches=options.kmeans_patches,
+        )
+        length = self.vit.num_patches
+        self.options = options
+        self.num_masked = options.num_masked if options.num_masked is not None else round(0.75 * length)
+        one_of("config.method.masking", options.masking, ("random", "block"))
+        if not 1 <= self.num_masked <= length:
+            raise ConfigError(
+                f"config.method.num_masked={self.num_masked} must lie in 1..{length}, the number of patches"
+            )
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        images = self.clean_images(batch)
+        mask = jax.vmap(self._mask)(keys)
+        targets, _ = masked_first(mask, self.num_masked)
+        jitter_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        network = self.network_images(jitter_keys, images)
+        labels = self.labels(batch, images, artefacts)
+        return {
+            "patches": patchify(network, self.vit.patch),
+            "mask": mask,
+            "targets": targets,
+            "labels": labels_at(labels, targets),
+        }
+
+    def _mask(self, key: jax.Array) -> jax.Array:
+        if self.options.masking == "random":
+            return random_mask(key, self.vit.num_patches, self.num_masked)
+        return block_mask(key, self.vit.grid, self.num_masked, min_block=self.options.min_block)
+
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+        logits = self.apply(
+            params,
+            view["patches"],
+            view["mask"],
+            view["targets"],
+            drop_keys=keys if train else None,
+            method="masked",
+        )
+        return {"logits": logits}
+
+    def flops(self) -> float:
+        rows = self.vit.num_slots
+        return (
+            dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
+            + blocks_flops(self.vit, rows=rows, keys=rows)
+            + dense_flops(self.num_masked, self.vit.width, self.vocabulary)
+        )
+
+    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+        return token_picture(self, view, outputs, artefacts, order=jnp.where(view["mask"], 1, 0))

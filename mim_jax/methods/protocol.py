@@ -1,0 +1,236 @@
+"""What a method says of itself. The trainer, the checkpoints, the evaluations and the report know nothing else.
+
+    corrupt(keys, batch, artefacts) -> view        pure, static shapes, jittable; one key per example
+    forward(params, view, keys, train) -> outputs  the network
+    loss(outputs, view) -> {term: (sum, count)}    per example [B] each; the trainer sums over examples, parts and
+                                                   devices and divides once
+
+A simple method writes these three and says which network it trains; everything else has a default. A view is a dict of
+arrays with a leading batch dimension. Its key `patches` [B, L, p p 3] holds the pixels the network may read, if the
+method has them as patches: the held-out baseline "another image's patches" exchanges them.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.schema import Config, resolved
+from mim_jax.corruptions.colour import jitter
+from mim_jax.data import InputSpec
+from mim_jax.methods.rules import Rules, init_by_rules
+from mim_jax.models.vit import Params, ViTConfig
+from mim_jax.targets.pixels import flip_where, normalise, patchify, to_unit
+
+Batch = Mapping[str, jax.Array]
+View = dict[str, jax.Array]
+Outputs = dict[str, jax.Array]
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+Artefacts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with its own compiled step; starts with the first step of `first_epoch` (from 0)."""
+
+    name: str = "train"
+    first_epoch: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Work between two steps: a pass over the training images whose rows enter the artefacts (AMT's bank).
+
+    due: whether it runs after epoch e (from 0) has ended. compute: (params, batch) -> rows [B, ...], jitted by the
+    trainer. store: (artefacts, index [n] (numpy), rows [n, ...] (numpy)) -> artefacts, on the host.
+    """
+
+    name: str
+    due: Callable[[int], bool]
+    input_spec: InputSpec
+    compute: Callable[[Params, Batch], jax.Array]
+    store: Callable[[Artefacts, Any, Any], Artefacts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What an encoder makes of whole images: every block's slots [B, N, D], and those after the final norm."""
+
+    layers: list[jax.Array]
+    final: jax.Array
+    prefix: int  # slots before the patches (CLS)
+
+    def pooled(self, layer: int = -1, pool: str = "mean") -> jax.Array:
+        """[B, D]: mean of the patch slots, or CLS, of a block's output (-1 = after the final norm)."""
+        slots = self.final if layer == -1 else self.layers[layer]
+        return slots[:, 0] if pool == "cls" else jnp.mean(slots[:, self.prefix :], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Rows for the report: name of a column -> uint8 [n, H, W, 3]; and a sentence that says what is drawn."""
+
+    columns: dict[str, Any]
+    caption: str
+
+
+class Method(abc.ABC):
+    """A method built for one resolved configuration."""
+
+    name: str
+    loss_weights: Mapping[str, float] = {"loss": 1.0}
+    """Weight of each term in the objective; terms that are not here are metrics."""
+
+    phases: tuple[Phase, ...] = (Phase(),)
+    passes: tuple[Pass, ...] = ()
+    cached_view: bool = False
+    """Whether the targets belong to one fixed view of each image (a token cache): no random crop, no flip."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.vit = vit_config(config)
+
+    # The three.
+
+    @abc.abstractmethod
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View: ...
+
+    @abc.abstractmethod
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs: ...
+
+    @abc.abstractmethod
+    def loss(self, outputs: Outputs, view: View) -> Terms: ...
+
+    @property
+    @abc.abstractmethod
+    def module(self) -> nn.Module:
+        """The Flax module whose `__call__(patches)` visits every parameter."""
+
+    @property
+    @abc.abstractmethod
+    def rules(self) -> Rules:
+        """Weight decay, frozen parameters and initialisation, by parameter name."""
+
+    @abc.abstractmethod
+    def flops(self) -> float:
+        """Model FLOPs of one example's training step (forward and backward; 2 a multiply-add) in this phase."""
+
+    # Defaults.
+
+    def in_phase(self, phase: Phase) -> "Method":
+        """The method as it corrupts in a phase; itself, for the methods that have one."""
+        return self
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What it asks of the data: the view of the training images."""
+        augment = self.config.augment
+        return InputSpec(
+            size=self.vit.image_size,
+            crop=augment.crop,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            flip=augment.flip,
+        )
+
+    @property
+    def eval_spec(self) -> InputSpec:
+        """The deterministic view for evaluation: the centred square, unless nothing is cropped in training either."""
+        spec = self.input_spec
+        crop = spec.crop if spec.crop in ("none", "squash") else "centre_square"
+        return dataclasses.replace(spec, crop=crop, flip=False)
+
+    def example_patches(self) -> jax.Array:
+        """Patches of one blank image, to initialise with."""
+        height, width = self.vit.image_size
+        return patchify(jnp.zeros((1, height, width, 3), jnp.float32), self.vit.patch)
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Fresh parameters, each by its rule and a key of its own name."""
+        shapes = jax.eval_shape(self.module.init, jax.random.key(0), self.example_patches())["params"]
+        return init_by_rules(shapes, self.rules.init, key)
+
+    def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
+        """Artefacts to start with. `images()` yields the training images once, uint8 [b, H, W, 3], in the eval view."""
+        return {}
+
+    def baseline(self, view: View, artefacts: Artefacts) -> Terms:
+        """What can be reached without looking at the image, as terms like those of `loss`; held-out only."""
+        return {}
+
+    def encode(self, params: Params, images: jax.Array) -> Features:
+        """Features of whole images [B, H, W, 3], uint8 or float in [0, 1]: nothing hidden, evaluation mode."""
+        layers, final = self.module.apply(
+            {"params": params}, self.clean_patches(images), method=_encoder_layers
+        )
+        return Features(layers, final, self.vit.prefix)
+
+    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+        """What to show of a batch in the report."""
+        return None
+
+    # Shared by the methods.
+
+    def apply(self, params: Params, *args: Any, **kwargs: Any) -> jax.Array:
+        """A method of the module, on these parameters."""
+        return cast(jax.Array, self.module.apply({"params": params}, *args, **kwargs))
+
+    def clean_images(self, batch: Batch) -> jax.Array:
+        """The batch's images as float in [0, 1], flipped where the batch says so."""
+        images = to_unit(batch["image"])
+        return flip_where(images, batch["flip"]) if "flip" in batch else images
+
+    def network_images(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Colour jitter (where asked for) and normalisation of images in [0, 1]."""
+        if self.config.augment.jitter:
+            images = jax.vmap(lambda key, image: jitter(key, image, self.config.augment.jitter))(keys, images)
+        return normalise(images, self.config.data.mean, self.config.data.std)
+
+    def clean_patches(self, images: jax.Array) -> jax.Array:
+        """Images, uint8 or in [0, 1], normalised and cut into patches."""
+        return patchify(
+            normalise(to_unit(images), self.config.data.mean, self.config.data.std), self.vit.patch
+        )
+
+
+def _encoder_layers(module: Any, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    return module.encoder.layers(patches)
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """(height, width) of the encoder's input."""
+    size = config.model.image_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def vit_config(config: Config) -> ViTConfig:
+    """The encoder that a resolved configuration describes."""
+    m = config.model
+    assert (
+        m.width is not None
+        and m.depth is not None
+        and m.heads is not None
+        and isinstance(m.image_size, tuple)
+    )
+    return ViTConfig(
+        image_size=image_size(config),
+        patch=m.patch,
+        width=resolved(m.width),
+        depth=resolved(m.depth),
+        heads=resolved(m.heads),
+        mlp_ratio=m.mlp_ratio,
+        positions=m.positions,
+        relative_bias=m.relative_bias,
+        cls=m.cls,
+        layer_scale=m.layer_scale,
+        qkv_bias=m.qkv_bias,
+        drop_path=m.drop_path,
+        norm_eps=m.norm_eps,
+        remat=m.remat,
+        attention=m.attention,
+        dtype=None if m.dtype == "float32" else jnp.dtype(m.dtype),
+    )

@@ -1,0 +1,137 @@
+"""What MaPeT, PIM and MIM share: token ids as targets, cross-entropy, and the k-means or cache they come from."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config
+from mim_jax.data import InputSpec
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
+from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
+from mim_jax.models.token_predictor import TokenPredictor, take_rows
+from mim_jax.targets.tokens import nearest_centroid
+from mim_jax.tokenizers.kmeans import fit_kmeans
+
+FREQUENCY_PRIOR = 1.0
+"""Pseudo-count of every token in the per-position frequencies, so that an unseen token has a finite cross-entropy."""
+
+
+class TokenMethod(Method):
+    """Base of the methods that predict token ids.
+
+    Artefacts: `frequency` float32 [L, V], log-probability of every token at every position over the training images;
+    and, without a token cache, `centroids` float32 [V, p p 3] of the k-means over patch pixels.
+    """
+
+    def __init__(
+        self, config: Config, *, vocabulary: int, tokenizer: str, tokens: str, kmeans_patches: int
+    ) -> None:
+        super().__init__(config)
+        one_of("config.method.tokenizer", tokenizer, ("pixels", "cache"))
+        if tokenizer == "cache" and not tokens:
+            raise ConfigError(
+                "config.method.tokens is empty, but this configuration learns from a token cache: pass"
+                " --config.method.tokens=DIRECTORY, or --config.method.tokenizer=pixels for k-means over patch pixels"
+            )
+        if tokens and tokenizer != "cache":
+            raise ConfigError(
+                f"config.method.tokens={tokens} is given, but config.method.tokenizer is {tokenizer}: pass --config.method.tokenizer=cache"
+            )
+        self.vocabulary = vocabulary
+        self.kmeans_patches = kmeans_patches
+        self.cached_view = bool(tokens)
+
+    @property
+    def module(self) -> TokenPredictor:
+        return TokenPredictor(self.vit, self.vocabulary)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        spec = super().input_spec
+        return dataclasses.replace(spec, extras=("tokens",)) if self.cached_view else spec
+
+    @property
+    def rules(self) -> Rules:
+        """Spec mapet.md 5 and 9: normal 0.02, CLS 1e-6, the patch projection torch's default; MASK is decayed."""
+        patch_bound = 1.0 / (3 * self.vit.patch**2) ** 0.5
+        return Rules(
+            init=(
+                (r"patch_embed/", uniform(patch_bound)),
+                (r"cls_token$", normal(1e-6)),
+                (r"gamma$", constant(self.vit.layer_scale or 1.0)),
+                (r"(kernel|pos_embed|mask_token)$", normal(0.02)),
+                (r"scale$", ones),
+                (r"(bias|table)$", zeros),
+            )
+        )
+
+    def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
+        """Fits the tokenizer on the training images, then counts tokens per position."""
+        if self.cached_view:
+            return {}
+        centroids = fit_kmeans(
+            _sample_patches(self, images(), self.kmeans_patches), self.vocabulary, seed=self.config.seed
+        )
+        counts = np.full((self.vit.num_patches, self.vocabulary), FREQUENCY_PRIOR)
+        tokenise = jax.jit(lambda batch: nearest_centroid(self.clean_patches(batch), centroids))
+        position = np.arange(self.vit.num_patches)
+        for batch in images():
+            np.add.at(counts, (position, np.asarray(tokenise(batch))), 1.0)
+        frequency = np.log(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+        return {"centroids": centroids, "frequency": frequency}
+
+    def labels(self, batch: Batch, images: jax.Array, artefacts: Artefacts) -> jax.Array:
+        """Token ids int32 [B, L] in raster order: from the cache, or of the clean patches."""
+        if self.cached_view:
+            return batch["tokens"]
+        return nearest_centroid(self.clean_patches(images), artefacts["centroids"])
+
+    def loss(self, outputs: Outputs, view: View) -> Terms:
+        """Cross-entropy (nats) and accuracy of the targets."""
+        logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
+        return _token_terms(jax.nn.log_softmax(logits), view["labels"], "loss", "token_accuracy")
+
+    def baseline(self, view: View, artefacts: Artefacts) -> Terms:
+        """Guessing all tokens alike, and the best that a per-position token frequency can do without any image."""
+        count = jnp.full(view["labels"].shape[:1], view["labels"].shape[1], jnp.float32)
+        uniform = {"uniform_loss": (count * jnp.log(float(self.vocabulary)), count)}
+        if "frequency" not in artefacts:
+            return uniform
+        log_probability = artefacts["frequency"][view["targets"]]
+        return uniform | _token_terms(
+            log_probability, view["labels"], "position_frequency_loss", "position_frequency_accuracy"
+        )
+
+
+def _token_terms(log_probability: jax.Array, labels: jax.Array, loss: str, accuracy: str) -> Terms:
+    chosen = jnp.take_along_axis(log_probability, labels[..., None], axis=-1)[..., 0]
+    correct = (jnp.argmax(log_probability, axis=-1) == labels).astype(jnp.float32)
+    count = jnp.full(labels.shape[:1], labels.shape[1], jnp.float32)
+    return {loss: (-jnp.sum(chosen, axis=1), count), accuracy: (jnp.sum(correct, axis=1), count)}
+
+
+def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.ndarray:
+    """A uniform sample of at most `limit` patches of all images, never holding more than twice as many; [n, p p 3]."""
+    cut = jax.jit(method.clean_patches)
+    random = np.random.Generator(np.random.Philox(key=method.config.seed))
+    patches, priority = np.zeros((0, 3 * method.vit.patch**2), np.float32), np.zeros(0)
+    for batch in images:
+        new = np.asarray(cut(batch)).reshape(-1, patches.shape[1])
+        patches, priority = (
+            np.concatenate([patches, new]),
+            np.concatenate([priority, random.random(len(new))]),
+        )
+        if len(patches) > limit:  # the patches of smallest priority are a uniform sample of all seen
+            kept = np.sort(np.argpartition(priority, limit)[:limit])
+            patches, priority = patches[kept], priority[kept]
+    return patches
+
+
+def labels_at(labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Labels [B, L] of the target patches [B, P]."""
+    return take_rows(labels[..., None], targets)[..., 0]

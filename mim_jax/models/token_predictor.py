@@ -1,0 +1,99 @@
+"""Predicting token ids: a ViT, one MASK vector and one linear layer, as two streams (MaPeT, PIM) or one (MIM).
+
+Two-stream attention with shared weights (spec mapet.md 3-5) needs no second encoder: content rows and query rows are
+one sequence for the same blocks, of which the first rows are keys and a boolean mask says who sees whom. Rows stand in
+**rank order**, not raster order: attention does not care, and the masks become constants shared by the whole batch.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mim_jax.models.layers import Dense
+from mim_jax.models.vit import ViT, ViTConfig
+
+
+def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [B, N, D] at index [B, n] to [B, n, D]."""
+    return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
+class TokenPredictor(nn.Module):
+    """The network of MaPeT, PIM and MIM; the same parameter tree for all three."""
+
+    config: ViTConfig
+    vocabulary: int
+
+    def setup(self) -> None:
+        self.encoder = ViT(self.config)
+        self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.config.width))
+        self.head = Dense(self.vocabulary, dtype=self.config.dtype)
+
+    def two_stream(
+        self,
+        patches: jax.Array,
+        order: jax.Array,
+        content_mask: jax.Array,
+        query_mask: jax.Array,
+        *,
+        mask_tokens: bool = True,
+        drop_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of every target, in rank order.
+
+        Args:
+            patches: [B, L, p p 3], raster order.
+            order: int32 [B, N], CLS = 0 first; the last P = query_mask.shape[-2] slots are the targets.
+            content_mask, query_mask: as `corruptions.permutation.attention_masks` gives them for ranks 0..N-1, without
+                a batch dimension ([K, K] and [P, K]) or with one; K = N + P with MASK tokens, N without.
+            mask_tokens: MASK tokens among the keys (MaPeT) or not (PIM).
+            drop_keys: typed keys [B], None in evaluation; one draw a branch, shared by both streams.
+        Returns:
+            [B, P, vocabulary].
+        """
+        num_targets = query_mask.shape[-2]
+        positions = jnp.broadcast_to(
+            self.encoder.positions(), (order.shape[0], order.shape[1], self.config.width)
+        )
+        positions = take_rows(positions, order)
+        # Pixels are gathered before the projection: no scatter in the backward pass.
+        embedded = self.encoder.embed(take_rows(patches, order[:, 1:] - 1))
+        real = jnp.concatenate([self.encoder.cls_row(embedded), embedded], axis=1)
+        real = real + positions.astype(real.dtype)
+        queries = (self.mask_token + positions[:, -num_targets:]).astype(real.dtype)
+        rows = jnp.concatenate([real, queries, queries] if mask_tokens else [real, queries], axis=1)
+        mask = jnp.concatenate([content_mask, query_mask], axis=-2)
+        mask = mask if mask.ndim == 2 else mask[:, None]  # broadcast over heads
+        out = self.encoder.run(
+            rows,
+            mask=mask,
+            drop_keys=drop_keys,
+            num_keys=rows.shape[1] - num_targets,
+            num_outputs=num_targets,  # the last content update would be thrown away
+        )[-1]
+        return self.head(self.encoder.final_norm(out))
+
+    def masked(
+        self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits of the hidden patches from a plain forward in which MASK replaces their embeddings (BEiT).
+
+        Args:
+            patches: [B, L, p p 3].
+            mask: bool [B, L], True = hidden.
+            targets: int32 [B, P], indices of the hidden patches (0 = first patch).
+        Returns:
+            [B, P, vocabulary], in the order of `targets`.
+        """
+        embedded = self.encoder.embed(patches)
+        embedded = jnp.where(mask[..., None], self.mask_token.astype(embedded.dtype), embedded)
+        rows = jnp.concatenate([self.encoder.cls_row(embedded), embedded], axis=1)
+        rows = rows + self.encoder.positions().astype(rows.dtype)
+        out = self.encoder.run(rows, drop_keys=drop_keys)[-1]
+        return self.head(self.encoder.final_norm(take_rows(out, targets + self.config.prefix)))
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """Visits every parameter (for initialisation): nothing hidden, every patch scored."""
+        nothing = jnp.zeros(patches.shape[:2], bool)
+        everything = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
+        return self.masked(patches, nothing, everything)

@@ -1,0 +1,204 @@
+"""The one Vision Transformer: pre-norm blocks, and every option that the methods ask for."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from mim_jax.models.attention import Attention
+from mim_jax.models.layers import Dense, LayerNorm, LayerScale, Mlp, drop_path
+from mim_jax.models.positions import RelativePositionBias, sincos_1d, sincos_2d
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Hyper-parameters of a ViT. Images are (height, width) in pixels; non-square is fine."""
+
+    image_size: tuple[int, int] = (224, 224)
+    patch: int = 16
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    positions: str = "learned"  # learned | sincos_2d | sincos_1d | none
+    relative_bias: str = "none"  # none | shared | per_block
+    cls: bool = True
+    layer_scale: float | None = None  # initial value; None = no LayerScale
+    qkv_bias: str = "qkv"  # qkv | qv | none
+    drop_path: float = 0.0  # of the last block; linear over depth from 0
+    norm_eps: float = 1e-6
+    remat: str = "none"  # none | block (keep block inputs only) | dots (keep matmul results)
+    attention: str = "auto"  # auto | xla | cudnn
+    dtype: DTypeLike | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_slots(self) -> int:
+        """Patches plus CLS where there is one."""
+        return self.num_patches + self.prefix
+
+    @property
+    def prefix(self) -> int:
+        """1 with CLS, 0 without."""
+        return int(self.cls)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Linear over depth: 0 for the first block, `drop_path` for the last."""
+        return tuple(float(rate) for rate in np.linspace(0.0, self.drop_path, self.depth))
+
+
+class Block(nn.Module):
+    """x += scale * attention(norm(x)); x += scale * mlp(norm(x)), for the rows that are queries."""
+
+    config: ViTConfig
+    index: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        position_bias: jax.Array | None = None,
+        drop_keys: jax.Array | None = None,
+        num_keys: int | None = None,
+        num_queries: int | None = None,
+    ) -> jax.Array:
+        """[B, R, D] to [B, num_queries, D]: the last `num_queries` rows attend to the first `num_keys` rows."""
+        c = self.config
+        rate = c.drop_path_rates[self.index]
+
+        def scaled(branch: jax.Array, number: int) -> jax.Array:
+            if c.layer_scale is not None:
+                branch = LayerScale(c.layer_scale, name=f"ls{number}")(branch)
+            return drop_path(branch, rate, drop_keys, salt=2 * self.index + number - 1)
+
+        if c.relative_bias == "per_block":
+            own = RelativePositionBias(c.grid, c.heads, c.cls, name="relative_position_bias")()
+            position_bias = own if position_bias is None else position_bias + own
+        attention = Attention(c.width, c.heads, c.qkv_bias, c.attention, c.dtype, name="attn")
+        normed = LayerNorm(c.norm_eps, c.dtype, name="norm1")(x)
+        branch = attention(
+            normed, num_keys=num_keys, num_queries=num_queries, mask=mask, position_bias=position_bias
+        )
+        x = x[:, x.shape[1] - branch.shape[1] :] + scaled(branch, 1)
+        normed = LayerNorm(c.norm_eps, c.dtype, name="norm2")(x)
+        return x + scaled(Mlp(int(c.width * c.mlp_ratio), c.dtype, name="mlp")(normed), 2)
+
+
+def _block_class(remat: str) -> type[nn.Module]:
+    if remat == "none":
+        return Block
+    policies = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    if remat not in policies:
+        raise ValueError(f"model.remat is none, block or dots, not {remat!r}")
+    # arguments 5 and 6 (self is 0) are the two counts: static
+    return nn.remat(Block, prevent_cse=False, policy=policies[remat], static_argnums=(5, 6))
+
+
+class ViT(nn.Module):
+    """A plain ViT on patches. The methods compose `embed`, `cls_row`, `positions`, `run` and `final_norm`."""
+
+    config: ViTConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.patch_embed = Dense(c.width, dtype=c.dtype)
+        if c.cls:
+            self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c.width))
+        if c.positions == "learned":
+            self.pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), (1, c.num_slots, c.width))
+        if c.relative_bias == "shared":
+            self.relative_position_bias = RelativePositionBias(c.grid, c.heads, c.cls)
+        block = _block_class(c.remat)
+        self.blocks = [block(c, index, name=f"block_{index:02d}") for index in range(c.depth)]
+        self.norm = LayerNorm(c.norm_eps, c.dtype)
+
+    def positions(self) -> jax.Array:
+        """The position table [1, N, D], zeros where there is none; the CLS row of the fixed tables is 0."""
+        c = self.config
+        if c.positions == "learned":
+            return self.pos_embed
+        tables = {
+            "sincos_2d": lambda: sincos_2d(c.grid, c.width),
+            "sincos_1d": lambda: sincos_1d(c.num_patches, c.width),
+            "none": lambda: np.zeros((c.num_patches, c.width)),
+        }
+        if c.positions not in tables:
+            raise ValueError(f"model.positions is learned, {', '.join(tables)}, not {c.positions!r}")
+        return jnp.asarray(np.pad(tables[c.positions](), ((c.prefix, 0), (0, 0)))[None], jnp.float32)
+
+    def embed(self, patches: jax.Array) -> jax.Array:
+        """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""
+        return self.patch_embed(patches)
+
+    def cls_row(self, like: jax.Array) -> jax.Array:
+        """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
+        if not self.config.cls:
+            return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
+        return jnp.broadcast_to(self.cls_token, (like.shape[0], 1, self.config.width)).astype(like.dtype)
+
+    def tokens(self, patches: jax.Array) -> jax.Array:
+        """All slots of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
+        x = self.embed(patches)
+        x = jnp.concatenate([self.cls_row(x), x], axis=1)
+        return x + self.positions().astype(x.dtype)
+
+    def run(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        drop_keys: jax.Array | None = None,
+        num_keys: int | None = None,
+        num_outputs: int | None = None,
+    ) -> list[jax.Array]:
+        """All blocks, before the final norm.
+
+        Args:
+            x: rows [B, R, D].
+            mask: bool, broadcastable to [B, H, R, num_keys].
+            drop_keys: typed keys [B] for drop path; None in evaluation.
+            num_keys: the first so many rows are keys and values in every block (None = all).
+            num_outputs: the last block updates the last so many rows only (None = all).
+        Returns:
+            the rows after every block; the last entry has `num_outputs` rows.
+        """
+        c, outputs = self.config, []
+        bias = self.relative_position_bias() if c.relative_bias == "shared" else None
+        for index, block in enumerate(self.blocks):
+            last = index == c.depth - 1
+            queries = num_outputs if last else None
+            if queries and mask is not None:
+                mask = mask[..., mask.shape[-2] - queries :, :]
+            if queries and bias is not None:
+                bias = bias[..., bias.shape[-2] - queries :, :]
+            x = block(x, mask, bias, drop_keys, num_keys, queries)
+            outputs.append(x)
+        return outputs
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+    def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
+        """Whole images as patches [B, L, p p 3] to the normed slots [B, N, D]."""
+        return self.norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])
+
+    def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        """The slots after every block (not normed) and after the final norm."""
+        outputs = self.run(self.tokens(patches))
+        return outputs, self.norm(outputs[-1])

@@ -1,0 +1,264 @@
+"""The task `pretrain`: from a checked configuration to a trained network, its checkpoints, metrics and report."""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mim_jax.config.check import ConfigError, one_of, to_dict
+from mim_jax.config.resolve import resolve
+from mim_jax.config.schema import Config, resolved
+from mim_jax.data import Loader, Source, TokenCache, evaluation_batches, open_source, place
+from mim_jax.methods import Method, Picture, build_method, complete_options
+from mim_jax.methods.protocol import Batch
+from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.heldout import HeldOut
+from mim_jax.training.keys import Purpose, example_keys
+from mim_jax.training.log import read_metrics, say
+from mim_jax.training.loop import Evaluator, restore_or_create, steps_per_epoch, train
+from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.report import write_report
+from mim_jax.training.sharding import batch_sharding, make_mesh
+from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.state import TrainState
+from mim_jax.training.table import as_text, result_rows
+from mim_jax.training.workdir import claim, versions
+from mim_jax.transfer.knn import Knn
+
+PREPARE_EXAMPLES = 50_000
+"""Training images that `prepare` is shown (to fit a tokenizer): the first of the source."""
+
+
+def run(config: Config, workdir: Path) -> int:
+    """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again)."""
+    one_of("config.task", config.task, ("pretrain",))
+    train_source, test_source = (
+        _open(config, split) for split in (config.data.split, config.data.test_split)
+    )
+    config = resolve(
+        config,
+        num_examples=len(train_source),
+        num_devices=jax.device_count(),
+        platform=jax.default_backend(),
+    )
+    config = complete_options(config)
+    method = build_method(config)
+    extras = _extras(method, train_source)
+    mesh = make_mesh(config.mesh)
+    per_epoch = steps_per_epoch(method, len(train_source))
+    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    optimiser = make_optimiser(config, method.rules, shapes, per_epoch)
+    loader = Loader(
+        train_source,
+        method.input_spec,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        extras=extras,
+    )
+    claim(workdir, config)
+    _announce(config, method, train_source, test_source, loader, shapes, workdir)
+
+    started = time.perf_counter()
+    batches = functools.partial(_eval_batches, config, method, mesh)
+    evaluators = _evaluators(config, method, mesh, train_source, test_source, batches)
+    with (
+        Shutdown() as shutdown,
+        loader,
+        Checkpoints(
+            (workdir / "checkpoints").absolute(),
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            best_metric=config.checkpoint.best_metric,
+        ) as checkpoints,
+    ):
+        first_step, state = restore_or_create(
+            method, optimiser, checkpoints, mesh, functools.partial(_prepare, config, method, train_source)
+        )
+        if first_step == config.schedule.steps:
+            say(f"this run is finished: {first_step} steps; its report is {workdir / 'report.html'}")
+        finished = train(
+            method,
+            optimiser,
+            state,
+            loader,
+            first_step=first_step,
+            mesh=mesh,
+            evaluators=evaluators,
+            checkpoints=checkpoints,
+            workdir=workdir,
+            shutdown=shutdown,
+        )
+        if finished is None:
+            return EXIT_AGAIN
+    picture = _picture(method, finished, batches(test_source)) if not method.cached_view else None
+    _report(config, workdir, train_source, picture, time.perf_counter() - started)
+    return 0
+
+
+def _open(config: Config, split: str) -> Source:
+    d = config.data
+    return open_source(
+        d.source,
+        split,
+        seed=config.seed,
+        on_bad_image=d.on_bad_image,
+        data_dir=d.data_dir,
+        crops_per_picture=d.crops_per_picture,
+    )
+
+
+def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
+    """What the batch holds beside the images: token ids from a cache that must belong to this very run."""
+    if "tokens" not in method.input_spec.extras:
+        return {}
+    expect = dict(
+        vocabulary=method.config.method["vocabulary"],
+        grid=list(method.vit.grid),
+        view=method.input_spec.crop,
+        length=len(source),
+        source_fingerprint=source.fingerprint,
+    )
+    return {"tokens": TokenCache.open(method.config.method["tokens"], expect=expect).__getitem__}
+
+
+def _eval_batches(
+    config: Config, method: Method, mesh: jax.sharding.Mesh, source: Source, limit: int | None = None
+) -> Iterable[Batch]:
+    """Placed batches of a split in its own order and the method's evaluation view."""
+    batches = evaluation_batches(
+        source,
+        method.eval_spec,
+        batch_size=resolved(config.eval.batch_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limit=limit,
+        threads=config.data.threads,
+    )
+    for batch in batches:
+        yield place(batch, batch_sharding(mesh))
+
+
+def _evaluators(
+    config: Config,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+    train_source: Source,
+    test_source: Source,
+    batches: Callable[..., Iterable[Batch]],
+) -> list[Evaluator]:
+    evaluators: list[Evaluator] = []
+    if method.cached_view:
+        say("no held-out loss: the token cache covers the training images only")
+    else:
+        evaluators.append(
+            HeldOut(method, lambda: batches(test_source, limit=config.eval.heldout_examples), mesh=mesh)
+        )
+    if config.eval.knn and train_source.num_classes:
+        evaluators.append(
+            Knn(
+                method,
+                lambda: batches(train_source, limit=config.eval.knn_examples),
+                lambda: batches(test_source, limit=config.eval.knn_examples),
+                num_classes=train_source.num_classes,
+                sharding=batch_sharding(mesh),
+            )
+        )
+    elif config.eval.knn:
+        say(f"no k-NN: {train_source.name} has no labels")
+    return evaluators
+
+
+def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
+    """The method's artefacts from the first training images; every host computes the same."""
+
+    def images() -> Iterable[Any]:
+        batches = evaluation_batches(
+            source, method.eval_spec, batch_size=256, limit=PREPARE_EXAMPLES, threads=config.data.threads
+        )
+        for batch in batches:
+            yield batch["image"][batch["valid"]]
+
+    started = time.perf_counter()
+    artefacts = method.prepare(images)
+    if artefacts:
+        say(
+            f"prepared {', '.join(artefacts)} from the training images in {time.perf_counter() - started:.1f} s"
+        )
+    return artefacts
+
+
+def _announce(
+    config: Config,
+    method: Method,
+    train_source: Source,
+    test_source: Source,
+    loader: Loader,
+    shapes: Any,
+    workdir: Path,
+) -> None:
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    m, s, o = config.model, config.schedule, config.optim
+    say(f"data     {train_source.describe()}; held out: {len(test_source)}")
+    say(
+        f"model    ViT width {m.width}, depth {m.depth}, heads {m.heads}, patch {m.patch}, {parameters:,} parameters, {m.dtype}"
+    )
+    say(f"method   {', '.join(f'{k}={v}' for k, v in config.method.items())}")
+    say(
+        f"run      {s.steps} steps of {config.data.batch_size} images ({s.epochs:g} epochs), peak lr {o.lr:g}, warm-up {s.warmup_steps} steps"
+    )
+    say(f"cost     {method.flops() / 1e9:.3f} GFLOP a training image")
+    say(
+        f"devices  {versions()['devices']}, mesh data={config.mesh.data} fsdp={config.mesh.fsdp} tensor={config.mesh.tensor}"
+    )
+    say(f"memory   {loader.describe_memory()}")
+    say(f"workdir  {workdir}")
+
+
+def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Picture | None:
+    """The method's picture of its first held-out images."""
+    if jax.process_count() > 1:  # drawing needs whole arrays on one host
+        return None
+    batch = {key: value[:8] for key, value in next(iter(batches)).items()}
+    keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
+    view = method.corrupt(keys, batch, state.artefacts)
+    return method.picture(view, method.forward(state.params, view, keys, False), state.artefacts)
+
+
+def _report(config: Config, workdir: Path, source: Source, picture: Picture | None, seconds: float) -> None:
+    if jax.process_index() != 0:
+        return
+    records = read_metrics(workdir / "metrics.jsonl")
+    rows = result_rows(records)
+    steps = resolved(config.schedule.steps)
+    facts = {
+        "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
+        "data": f"{source.describe()}, fingerprint {source.fingerprint}",
+        "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps",
+        "wall time of this session": f"{seconds:.0f} s",
+        **versions(),
+    }
+    write_report(
+        workdir / "report.html",
+        title=f"{config.method['name']} on {source.name}",
+        facts=facts,
+        records=records,
+        rows=rows,
+        picture=picture,
+        config_text=json.dumps(to_dict(config), indent=2),
+    )
+    say("")
+    say(as_text(rows))
+    say("")
+    say(f"report: {workdir / 'report.html'}")
+
+
+__all__ = ["ConfigError", "run"]

@@ -1,0 +1,18 @@
+"""Token ids: the nearest of V centroids in squared Euclidean distance (spec mapet.md 8.1)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def nearest_centroid(features: jax.Array, centroids: jax.Array) -> jax.Array:
+    """Ids of the nearest centroids; ties go to the smaller id.
+
+    Args:
+        features: float [..., d].
+        centroids: float [V, d].
+    Returns:
+        int32 [...].
+    """
+    # |f|^2 is the same for every centroid, so it is left out: one matmul decides.
+    products = jnp.einsum("...d,vd->...v", features, centroids, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmin(0.5 * jnp.sum(jnp.square(centroids), axis=-1) - products, axis=-1).astype(jnp.int32)

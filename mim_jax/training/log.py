@@ -1,0 +1,95 @@
+"""What a run says: metrics.jsonl for plots, a line on the console for people."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class MetricLog:
+    """`metrics.jsonl`: one JSON object a line with `step` (updates done) and flat keys. Only the first host writes.
+
+    On resume the lines after the restored step are cut off: they will be written again, and a run has one history.
+    """
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        self._write = jax.process_index() == 0
+        self.records = [record for record in read_metrics(path) if record["step"] <= first_step]
+        if self._write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line; it is on its way to the disk when this returns."""
+        record = {"step": step, **{key: float(value) for key, value in values.items()}}
+        self.records.append(record)
+        if self._write:
+            self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        if self._write:
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def say(text: str) -> None:
+    """A line for people, from the first host only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Clock:
+    """Speed and remaining time; evaluations and saves do not count as training."""
+
+    def __init__(self, *, first_step: int, total_steps: int, batch_size: int) -> None:
+        self.total, self.batch_size = total_steps, batch_size
+        self._seconds, self._started = 0.0, 0.0
+        self._last_seconds, self._last_step, self._last_stall = 0.0, first_step, 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def lap(self, done: int, stall_seconds: float) -> dict[str, float]:
+        """Speed since the last lap, as metrics.
+
+        Args:
+            done: updates that are known to be finished.
+            stall_seconds: total time spent waiting for data so far.
+        """
+        self.pause()
+        self.start()
+        seconds = max(self._seconds - self._last_seconds, 1e-9)
+        rate, stall = (done - self._last_step) / seconds, stall_seconds - self._last_stall
+        self._last_seconds, self._last_step, self._last_stall = self._seconds, done, stall_seconds
+        return {
+            "perf/images_per_sec": rate * self.batch_size,
+            "perf/input_stall": min(1.0, stall / seconds),
+            "perf/seconds_left": (self.total - done) / max(rate, 1e-9),
+        }
+
+
+def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
+    """The console's line for one log step."""
+    left = int(values["perf/seconds_left"])
+    return (
+        f"step {step:>{len(str(total))}}/{total} {100 * step // total:3d} %  loss {values['train/loss']:.4f}"
+        f"  lr {values['train/lr']:.2e}  {values['perf/images_per_sec']:.0f} images/s"
+        f"  input stall {100 * values['perf/input_stall']:.0f} %  left {left // 60}:{left % 60:02d}"
+    )

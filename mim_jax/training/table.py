@@ -1,0 +1,51 @@
+"""The result of a run as rows: what was measured at its start and at its end."""
+
+from typing import Any
+
+LABELS = {
+    "loss": "held-out loss",
+    "uniform_loss": "  guessing all tokens alike, ln(vocabulary)",
+    "position_frequency_loss": "  token frequencies per position, no image",
+    "other_images_loss": "  same network, every patch from another image",
+    "token_accuracy": "held-out token accuracy",
+    "position_frequency_accuracy": "  token frequencies per position, no image",
+    "other_images_token_accuracy": "  same network, every patch from another image",
+    "knn_top1": "k-NN top-1",
+    "knn_raw_pixels_top1": "  of raw pixels",
+}
+"""Plain words for metric names; a name that is not here is shown as it is."""
+
+
+def result_rows(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(what, at the start = untrained, at the end) from the records of metrics.jsonl, last evaluation first seen order."""
+    evaluations = [record for record in records if any(key.startswith("eval/") for key in record)]
+    if not evaluations:
+        return []
+    start = evaluations[0] if evaluations[0]["step"] == 0 else {}
+    end = evaluations[-1]
+    names = [
+        key.removeprefix("eval/") for key in end if key.startswith("eval/") and not key.endswith("_seconds")
+    ]
+    known = list(LABELS)
+    names.sort(
+        key=lambda name: known.index(name) if name in known else len(known)
+    )  # stable: others as logged
+    return [
+        (LABELS.get(name, name), number(start.get(f"eval/{name}")), number(end[f"eval/{name}"]))
+        for name in names
+    ]
+
+
+def number(value: float | None) -> str:
+    """Four decimals; nothing for nothing."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def as_text(rows: list[tuple[str, str, str]]) -> str:
+    """The rows as an aligned table for the console."""
+    if not rows:
+        return ""
+    width = max(len(what) for what, _, _ in rows)
+    lines = [f"{'':{width}}  {'untrained':>10}  {'trained':>10}"]
+    lines += [f"{what:{width}}  {start:>10}  {end:>10}" for what, start, end in rows]
+    return "\n".join(lines)

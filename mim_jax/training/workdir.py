@@ -1,0 +1,89 @@
+"""What lies in a run's directory besides metrics and checkpoints: the configuration, and what it ran with."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mim_jax.config.check import ConfigError, to_dict
+from mim_jax.config.schema import Config
+
+HARMLESS = (
+    "config.mesh",
+    "config.log",
+    "config.checkpoint",
+    "config.eval",
+    "config.data.threads",
+    "config.data.prefetch",
+)
+"""Keys that cannot change what is learnt: a run may be resumed with others."""
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "ml-collections",
+    "scikit-learn",
+    "pillow",
+)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> Iterator[str]:
+    """Sentences 'key: old -> new' for every leaf that differs and could change the result."""
+    for key in sorted({*old, *new}):
+        name = f"{path}.{key}"
+        if name.startswith(HARMLESS):
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, name)
+        elif before != after:
+            yield f"{name}: {before!r} -> {after!r}"
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Keeps config.json and versions.json in a new directory; refuses one that belongs to another configuration.
+
+    Raises:
+        ConfigError: naming the keys that differ, or a directory that cannot be written.
+    """
+    path, now = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
+    if path.exists():
+        changed = list(differences(json.loads(path.read_text()), now))
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with another configuration ({'; '.join(changed)}): give --workdir another directory,"
+                " or --overwrite to start it anew"
+            )
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _write(path, now)
+            _write(workdir / "versions.json", versions())
+        except OSError as error:
+            raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: Python, packages, devices."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    found["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    found["processes"] = str(jax.process_count())
+    return found
+
+
+def _write(path: Path, value: Any) -> None:
+    """Whole or not at all, also when killed half-way."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)

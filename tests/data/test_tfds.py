@@ -1,0 +1,125 @@
+"""A TFDS data set in ArrayRecord, built and read without TensorFlow."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from mim_jax.data import DataError, InputSpec, Loader, open_source  # noqa: E402
+
+COUNTS = {"train": 12, "test": 5}
+
+
+def picture(split, number):
+    pixels = np.random.default_rng([len(split), number]).integers(
+        0, 256, (10 + number, 14, 3), dtype=np.uint8
+    )
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return pixels, stream.getvalue()
+
+
+def build(data_dir, dataset, labelled_test=True):
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.2.0")
+        name = dataset  # TFDS registers each name once.
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["ant", "bee", "cow"])
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            splits = {split: self._generate_examples(split) for split in COUNTS}
+            return splits | ({} if labelled_test else {"validation": self._generate_examples("validation")})
+
+        def _generate_examples(self, split):
+            for number in range(COUNTS.get(split, 4)):
+                label = number % 3 if labelled_test or split != "test" else -1
+                yield number, {"image": io.BytesIO(picture(split, number)[1]), "label": label}
+
+    Tiny(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    build(path, "tiny_pictures")
+    return str(path)
+
+
+def test_pictures_and_labels_come_back(data_dir):
+    for split, count in COUNTS.items():
+        source = open_source("tfds:tiny_pictures", split, data_dir=data_dir)
+        assert (len(source), source.class_names, source.num_classes) == (count, ("ant", "bee", "cow"), 3)
+        expected = {picture(split, number)[0].tobytes(): number % 3 for number in range(count)}
+        assert {source[i].pixels().tobytes(): source[i].label for i in range(count)} == expected
+        assert source[0].pixels().shape[:2] == (source[0].height, source[0].width)
+    assert "tensorflow" not in sys.modules or not hasattr(sys.modules["tensorflow"], "Graph")
+
+
+def test_version_and_fingerprint(data_dir):
+    named = open_source("tfds:tiny_pictures:1.2.0", "train", data_dir=data_dir)
+    plain, test = (open_source("tfds:tiny_pictures", split, data_dir=data_dir) for split in COUNTS)
+    assert named.fingerprint == plain.fingerprint != test.fingerprint
+    assert "12 images, 3 classes" in plain.describe()
+
+
+def test_the_loader_reads_it_from_threads(data_dir):
+    source = open_source("tfds:tiny_pictures", "train", data_dir=data_dir, on_bad_image="skip")
+    spec = InputSpec((8, 8), "random_resized")
+    with (
+        Loader(source, spec, batch_size=8, seed=0, threads=4) as many,
+        Loader(source, spec, batch_size=8, seed=0, threads=1) as one,
+    ):
+        for step in range(4):
+            np.testing.assert_array_equal(many.batch(step)["image"], one.batch(step)["image"])
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
+    build(tmp_path, "half_labelled", labelled_test=False)
+    source = open_source("tfds:half_labelled", "test", data_dir=str(tmp_path))
+    assert len(source) == 4 and source[1].label >= 0
+
+
+def test_what_is_missing_is_said_with_the_command(data_dir, tmp_path):
+    cases = [
+        ("tfds:cifar10", data_dir, r"holds tiny_pictures, but no cifar10"),
+        ("tfds:cifar10", str(tmp_path / "none"), r"there is no folder"),
+        ("tfds:cifar10", str(tmp_path), r"holds nothing, but no cifar10"),
+        ("tfds:tiny_pictures:3.0.0", data_dir, r"holds the versions 1\.2\.0, but not 3\.0\.0"),
+    ]
+    for name, where, says in cases:
+        with pytest.raises(DataError, match=f"{says}.*file_format='array_record'.*download_and_prepare"):
+            open_source(name, "train", data_dir=where)
+    (tmp_path / "half" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no prepared version"):
+        open_source("tfds:half", "train", data_dir=str(tmp_path))
+
+
+def test_another_file_format_is_refused_in_words(data_dir, tmp_path):
+    shutil.copytree(Path(data_dir) / "tiny_pictures", tmp_path / "tiny_pictures")
+    info = tmp_path / "tiny_pictures" / "1.2.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(DataError, match="in the format tfrecord, which needs TensorFlow"):
+        open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+
+
+def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
+    shutil.copytree(Path(data_dir) / "tiny_pictures", tmp_path / "tiny_pictures")
+    (file,) = (tmp_path / "tiny_pictures" / "1.2.0").glob("*-train.array_record*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:3000] + bytes(3000) + whole[6000:])
+    source = open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+    with pytest.raises(DataError, match="cannot be read"):
+        [source[index].pixels() for index in range(12)]
+    file.unlink()
+    with pytest.raises(DataError, match="train.array_record.* is missing"):
+        open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))

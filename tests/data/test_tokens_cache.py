@@ -1,0 +1,114 @@
+"""Token caches: what is written is read, and everything else is refused in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mim_jax.data import DataError, TokenCache, write_token_cache
+
+HEADER = {
+    "tokenizer": "kmeans",
+    "tokenizer_fingerprint": "abc",
+    "vocabulary": 64,
+    "grid": (2, 3),
+    "view": "squash",
+    "size": (8, 12),
+    "source": "digits",
+    "length": 10,
+    "source_fingerprint": "def",
+}
+TOKENS = np.random.default_rng(0).integers(0, 64, (10, 6))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    write_token_cache(tmp_path / "cache", iter([TOKENS[:4], TOKENS[4:7], TOKENS[7:]]), HEADER)
+    return tmp_path / "cache"
+
+
+def test_round_trip_over_shards(cache):
+    opened = TokenCache.open(cache, expect=HEADER)
+    wanted = np.array([9, 0, 3, 4, 6, 7, 9])
+    assert len(opened) == 10 and opened[wanted].dtype == np.int32 and opened.header["dtype"] == "int16"
+    np.testing.assert_array_equal(opened[wanted], TOKENS[wanted])
+    assert opened[np.array([], np.int64)].shape == (0, 6)
+
+
+def test_large_vocabulary_takes_int32(tmp_path):
+    tokens = np.array([[40_000, 1]])
+    write_token_cache(tmp_path / "c", tokens, HEADER | {"vocabulary": 50_000, "length": 1})
+    opened = TokenCache.open(tmp_path / "c", expect={})
+    assert opened.header["dtype"] == "int32"
+    np.testing.assert_array_equal(opened[np.array([0])], tokens)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("grid", (3, 2)), ("source_fingerprint", "xyz"), ("length", 11), ("view", "none")]
+)
+def test_the_field_that_differs_is_named(cache, field, value):
+    with pytest.raises(DataError, match=f"made for {field} = "):
+        TokenCache.open(cache, expect=HEADER | {field: value})
+
+
+def test_a_field_the_header_lacks_is_named(cache):
+    with pytest.raises(DataError, match="does not say its colour"):
+        TokenCache.open(cache, expect={"colour": "grey"})
+
+
+def test_missing_and_damaged_caches(cache, tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        TokenCache.open(tmp_path / "nowhere", expect={})
+    with pytest.raises(DataError, match=r"has no header\.json"):
+        TokenCache.open(tmp_path, expect={})
+    shard = cache / "tokens-00001.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"tokens-00001\.npy is not what was written"):
+        TokenCache.open(cache, expect={})
+    TokenCache.open(cache, expect={}, verify=False)
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"tokens-00001\.npy cannot be read"):
+        TokenCache.open(cache, expect={}, verify=False)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"tokens-00001\.npy is missing"):
+        TokenCache.open(cache, expect={})
+    (cache / "header.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        TokenCache.open(cache, expect={})
+    (cache / "header.json").write_text(json.dumps({"shards": {}}))
+    with pytest.raises(DataError, match="lists no shards"):
+        TokenCache.open(cache, expect={})
+
+
+def test_index_out_of_range(cache):
+    opened = TokenCache.open(cache, expect={})
+    for wrong in ([10], [-1, 2]):
+        with pytest.raises(DataError, match="holds examples 0 to 9"):
+            opened[np.array(wrong)]
+
+
+@pytest.mark.parametrize(
+    "tokens, change, says",
+    [
+        (TOKENS, {"vocabulary": 60}, "outside the vocabulary of 60"),
+        (TOKENS - 1, {}, "outside the vocabulary"),
+        (TOKENS[:9], {}, "got 9 rows for a source of length 10"),
+        (TOKENS.astype(float), {}, "give integers"),
+        (TOKENS[0], {}, "give integers"),
+        ([TOKENS[:5], TOKENS[5:, :4]], {}, "one L throughout"),
+    ],
+)
+def test_a_refused_write_leaves_nothing(tmp_path, tokens, change, says):
+    with pytest.raises(DataError, match=says):
+        write_token_cache(tmp_path / "c", tokens, HEADER | change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_needs_a_whole_header_and_a_free_path(cache):
+    with pytest.raises(DataError, match="exists already"):
+        write_token_cache(cache, TOKENS, HEADER)
+    with pytest.raises(DataError, match="lacks vocabulary"):
+        write_token_cache(
+            cache.with_name("other"), TOKENS, {k: v for k, v in HEADER.items() if k != "vocabulary"}
+        )
