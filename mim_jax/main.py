@@ -16,7 +16,7 @@ from mim_jax.data import DataError
 from mim_jax.methods import check_options
 from mim_jax.training import distributed
 from mim_jax.training.checkpoint import CheckpointError
-from mim_jax.training.loop import Diverged
+from mim_jax.training.watch import Diverged
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"unexpected argument {rest[1]!r}: options are written --config.key=value")
         config = check(flags.FLAGS.config)
         check_options(config)
-        workdir = Path(flags.FLAGS.workdir or _config_file()))
+        workdir = Path(flags.FLAGS.workdir or default_workdir(_config_flag(argv)))
         distributed.join()
         if flags.FLAGS.overwrite and workdir.exists():
             _delete_run(workdir)

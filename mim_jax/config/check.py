@@ -68,7 +68,7 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     for key in tree:
         if key not in hints:
             raise ConfigError(f"unknown key {path}.{key}{nearest(key, hints)}")
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in dict(tree).items():
         hint = hints[key]
         name = f"{path}.{key}"

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,38 +87,44 @@ def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
     return images / (time.perf_counter() - wall), images / (time.process_time() - cpu)
 
 
+def competitors(
+    paths: list[Path], source: Source, batch_size: int
+) -> dict[tuple[str, int], Callable[[], None]]:
+    """What is timed, by (name, threads)."""
+    ways: dict[tuple[str, int], Callable[[], None]] = {("bare loop", 1): partial(run_bare, paths)}
+    counts = sorted({1, choose_threads(0)})
+    ways |= {("Loader", threads): partial(run_loader, source, batch_size, threads) for threads in counts}
+    try:
+        import grain
+    except ImportError:
+        print("Grain is not installed: no row for it")
+        return ways
+    return ways | {
+        ("grain", threads): partial(run_grain, grain, paths, batch_size, threads) for threads in counts
+    }
+
+
 def main(count: int = 512, batch_size: int = 64, rounds: int = 3) -> None:
-    """Prints the table."""
+    """Prints the table; `count` is rounded down to whole batches."""
     count -= count % batch_size
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "jpegs" / "train"
-        folder.mkdir(parents=True)
-        (folder.parent / "test").mkdir()
-        paths = write_jpegs(folder, count)
-        source = open_source(f"folder:{folder.parent}", "train", cache_dir=name)
-        ways: dict[tuple[str, int], Callable[[], None]] = {("bare loop", 1): lambda: run_bare(paths)}
-        for threads in sorted({1, choose_threads(0)}):
-            ways["Loader", threads] = lambda threads=threads: run_loader(source, batch_size, threads)  # type: ignore[misc]
-        try:
-            import grain
-        except ImportError:
-            print("Grain is not installed: no row for it")
-        else:
-            for threads in sorted({1, choose_threads(0)}):
-                ways["grain", threads] = lambda threads=threads: run_grain(grain, paths, batch_size, threads)  # type: ignore[misc]
+        folder = Path(name) / "jpegs"
+        (folder / "train").mkdir(parents=True)
+        (folder / "test").mkdir()
+        paths = write_jpegs(folder / "train", count)
+        source = open_source(f"folder:{folder}", "train", cache_dir=name)
+        ways = competitors(paths, source, batch_size)
         best = dict.fromkeys(ways, (0.0, 0.0))
         for _ in range(rounds):
             for way, work in ways.items():
                 wall, cpu = timed(work, count)
                 best[way] = (max(best[way][0], wall), max(best[way][1], cpu))
-        bare = best["bare loop", 1][1]
-        print(
-            f"{count} JPEGs of {WIDTH} x {HEIGHT}, {sum(p.stat().st_size for p in paths) / count / 1000:.0f} "
-            "kB each, to 224 x 224"
-        )
-        print(f"{'':12}{'threads':>8}{'images/s':>10}{'per core s':>12}{'of bare':>9}")
-        for (label, threads), (wall, cpu) in best.items():
-            print(f"{label:12}{threads:>8}{wall:>10.0f}{cpu:>12.0f}{cpu / bare:>9.2f}")
+        kilobytes = sum(path.stat().st_size for path in paths) / count / 1000
+    bare = best["bare loop", 1][1]
+    print(f"{count} JPEGs of {WIDTH} x {HEIGHT}, {kilobytes:.0f} kB each, to 224 x 224")
+    print(f"{'':12}{'threads':>8}{'images/s':>10}{'per core s':>12}{'of bare':>9}")
+    for (label, threads), (wall, cpu) in best.items():
+        print(f"{label:12}{threads:>8}{wall:>10.0f}{cpu:>12.0f}{cpu / bare:>9.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Encoded bytes to upright uint8 RGB, and the size of a picture from its header alone.
 
 JPEG in RGB, YCbCr or grey goes through simplejpeg (libjpeg-turbo), where installed; everything else, and
-whatever simplejpeg refuses, through PIL. OpenCV is not in the chain: it returns a truncated file as a
-picture, half grey, without an error.
+whatever simplejpeg refuses as odd, through PIL; the pixels are PIL's, bit for bit. OpenCV is not in the
+chain: its JPEG pixels and speed are simplejpeg's and its PNG is slower than PIL's, but it returns a JPEG with
+a hole in it as a picture. (So does PIL: where simplejpeg is missing, such a file passes.)
 
 Decisions. The content says the format, not the name. EXIF and XMP orientation is undone. Transparency is laid
 on white. CMYK as PIL converts it; colour profiles are ignored. Of an animation the first frame. 16-bit values
@@ -11,6 +12,7 @@ integers count as 16-bit; floats are [0, 1] or else [0, 255]; values outside the
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +39,22 @@ MAX_SIDE = 65_500
 JPEG_MAGIC = b"\xff\xd8\xff"
 SIMPLE_SPACES = ("YCbCr", "Gray", "RGB")
 ORIENTATION = 0x0112
+# EXIF orientation to what undoes it: swap the axes, then reverse the rows, then the columns.
+TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 # Where none of these occurs there is no orientation, and PIL need not look (for PNG its look costs a whole
 # decode).
 ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"EXIF", b"tiff:Orientation", b"Raw profile type")
 
+# PIL warns from half of our limit on; the limit is ours to hold.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.init()  # All plugins now: the first `open` in several threads at once would race to load them.
 
 
@@ -89,20 +103,10 @@ def decode(data: bytes, where: str, header: Header | None = None) -> Pixels:
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undoes an EXIF orientation (1 to 8; anything else means upright) on [H, W, 3]; contiguous."""
-    if orientation not in range(2, 9):
-        return pixels
-    if orientation in (5, 7):
+    transpose, flip_rows, flip_columns = TURNS.get(orientation, (False, False, False))
+    if transpose:
         pixels = pixels.transpose(1, 0, 2)
-    turned = {
-        2: lambda p: p[:, ::-1],
-        3: lambda p: p[::-1, ::-1],
-        4: lambda p: p[::-1],
-        5: lambda p: p,
-        6: lambda p: np.rot90(p, -1),
-        7: lambda p: p[::-1, ::-1],
-        8: lambda p: np.rot90(p),
-    }[orientation](pixels)
-    return np.ascontiguousarray(turned)
+    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
 
 def _jpeg_header(data: bytes, where: str) -> Header | None:

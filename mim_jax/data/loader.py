@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -70,7 +70,9 @@ class Loader:
         """This host's part of the global batch of `step` (0 and up), as in `mim_jax.data.spec`."""
         return self._crew.make(self._request(step))
 
-    def iterate(self, first_step: int, place: Callable[[HostBatch], Any] = identity) -> Iterator[Any]:
+    def iterate(
+        self, first_step: int, place: Callable[[HostBatch], Any] = identity
+    ) -> Generator[Any, None, None]:
         """`place(batch(step))` for step = first_step, first_step + 1, ...; `place` runs in a background
         thread, one batch at a time."""
         requests = (self._request(step) for step in itertools.count(first_step))
@@ -124,7 +126,7 @@ def evaluation_batches(
     threads: int = 0,
     seed: int = 0,
     extras: Extras | None = None,
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Every example once, in source order: draw is 0, nothing is mirrored, the last batch is padded with
     example 0 and valid=False.
 
@@ -142,7 +144,9 @@ def evaluation_batches(
     return _evaluate(Crew(source, spec, extras or {}, threads), count, batch_size, part, seed)
 
 
-def _evaluate(crew: Crew, count: int, batch_size: int, part: slice, seed: int) -> Iterator[HostBatch]:
+def _evaluate(
+    crew: Crew, count: int, batch_size: int, part: slice, seed: int
+) -> Generator[HostBatch, None, None]:
     def requests() -> Iterator[Request]:
         for start in range(0, count, batch_size):
             index = np.arange(start + part.start, start + part.stop, dtype=np.int64)

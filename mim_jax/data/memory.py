@@ -40,6 +40,6 @@ def _largest(source: Source) -> int:
         try:
             picture = source[index]
         except BadImageError:
-            continue  # Its turn will come in the run, where it is an error or is counted; it has no size to add here.
+            continue  # It has no size to add; the run will meet it, where it is an error or is counted.
         largest = max(largest, picture.height * picture.width * 3)
     return largest

@@ -8,4 +8,4 @@ def place(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict
     """Every key as one global array, its first axis divided as `sharding` says; each host gives its own
     rows."""
     make = jax.make_array_from_process_local_data
-    return {key: make(sharding, value) for key, value in batch.items()}  # type: ignore[no-untyped-call]
+    return {key: make(sharding, value) for key, value in batch.items()}

@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from mim_jax.data.assemble import Request
@@ -37,7 +37,7 @@ class Stream:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="mim_jax-prefetch", daemon=True)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """A generator: dropping it, as `break` does, closes the stream."""
         self._thread.start()
         try:

@@ -164,9 +164,8 @@ class Method(abc.ABC):
 
     def encode(self, params: Params, images: jax.Array) -> Features:
         """Features of whole images [B, H, W, 3], uint8 or float in [0, 1]: nothing hidden, evaluation mode."""
-        layers, final = self.module.apply(
-            {"params": params}, self.clean_patches(images), method=_encoder_layers
-        )
+        made = self.module.apply({"params": params}, self.clean_patches(images), method=_encoder_layers)
+        layers, final = cast(tuple[list[jax.Array], jax.Array], made)
         return Features(layers, final, self.vit.prefix)
 
     def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
@@ -210,12 +209,6 @@ def image_size(config: Config) -> tuple[int, int]:
 def vit_config(config: Config) -> ViTConfig:
     """The encoder that a resolved configuration describes."""
     m = config.model
-    assert (
-        m.width is not None
-        and m.depth is not None
-        and m.heads is not None
-        and isinstance(m.image_size, tuple)
-    )
     return ViTConfig(
         image_size=image_size(config),
         patch=m.patch,

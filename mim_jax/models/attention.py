@@ -38,7 +38,8 @@ class Projections(nn.Module):
         if num_keys == rows == num_queries:
             q, k, v = jnp.split(dense(x, kernel, bias), 3, axis=-1)
             return q, k, v
-        q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        q_bias = None if bias is None else bias[:width]
+        kv_bias = None if bias is None else bias[width:]
         q = dense(x[:, rows - num_queries :], kernel[:, :width], q_bias)
         k, v = jnp.split(dense(x[:, :num_keys], kernel[:, width:], kv_bias), 2, axis=-1)
         return q, k, v

@@ -114,4 +114,4 @@ def _read_arrays(
         for name, target in targets.items()
     }
     request = ocp.args.PyTreeRestore(item=targets, restore_args=how, partial_restore=True)
-    return orbax.restore(path, args=request)  # type: ignore[no-any-return]
+    return orbax.restore(path, args=request)

@@ -83,7 +83,7 @@ def _dtype(name: str) -> Any:
 
 def is_key(leaf: Any) -> bool:
     """Whether an array or a jax.ShapeDtypeStruct holds typed PRNG keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def stored(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

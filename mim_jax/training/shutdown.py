@@ -29,9 +29,9 @@ EXIT_AGAIN = 75
 class Shutdown:
     """Notes that the run was asked to stop. A context manager; earlier handlers come back at the end.
 
-    Where jax.distributed runs (enter this after its initialize), its preemption service keeps SIGTERM: it tells
-    all processes of a signal to any one of them, and all stop at the same step. A first Ctrl-C is passed on to
-    that service; a second one interrupts at once.
+    Where jax.distributed runs (enter this after its initialize), its preemption service keeps SIGTERM: it
+    tells all processes of a signal to any one of them, and all stop at the same step. A first Ctrl-C goes on
+    to that service; a second one interrupts at once.
     """
 
     def __init__(self) -> None:

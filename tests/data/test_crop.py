@@ -30,15 +30,15 @@ def torchvision_get_params(tries, height, width, scale, ratio):
     for random in tries:
         area = random.uniform(scale[0], scale[1]) * (height * width)
         aspect = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w = int(round(math.sqrt(area * aspect)))
-        h = int(round(math.sqrt(area / aspect)))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return random.randint(height - h + 1), random.randint(width - w + 1), h, w
     shape = float(width) / float(height)
     if shape < min(ratio):
-        w, h = width, int(round(width / min(ratio)))
+        w, h = width, round(width / min(ratio))
     elif shape > max(ratio):
-        h, w = height, int(round(height * max(ratio)))
+        h, w = height, round(height * max(ratio))
     else:
         w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w

@@ -1,8 +1,11 @@
 """The same batches for any number of hosts, from any step; threads that end; evaluation; memory;
 placement."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -95,7 +98,7 @@ def test_the_short_cut_for_arrays_changes_nothing():
         """The same source, not known to be an array."""
 
         name, num_classes, class_names, fingerprint = "hidden", 10, digits.class_names, digits.fingerprint
-        __len__, __getitem__, describe = digits.__len__, digits.__getitem__, digits.describe
+        describe = digits.describe
 
         def __len__(self):
             return len(digits)
@@ -137,6 +140,21 @@ def test_no_thread_outlives_a_break_a_close_or_an_abandoned_iterator():
     never_started = loader.iterate(0)
     del never_started
     assert not threads_alive()
+
+
+def test_a_process_that_ends_in_the_middle_ends():
+    code = (
+        "from mim_jax.data import InputSpec, Loader, open_source\n"
+        "spec = InputSpec((32, 32), 'random_resized')\n"
+        "held = Loader(open_source('photos', 'train'), spec, batch_size=64, seed=0).iterate(0)\n"
+        "next(held)\n"
+        "raise SystemExit(7)"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, timeout=30, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 class Slow:
@@ -190,7 +208,7 @@ def test_batches_are_made_ahead_and_waiting_is_measured():
         assert first > 0.03
         time.sleep(0.3)
         next(stream), next(stream)
-        assert loader.stall_seconds - first < 0.01
+        assert loader.stall_seconds - first < 0.04  # Unprepared, the two would take 0.08.
         for _ in range(6):
             next(stream)
         assert loader.stall_seconds - first > 0.03

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from mim_jax.data import DataError, open_source
@@ -34,8 +35,6 @@ def test_photos_hold_out_a_region_of_each_photograph():
     train, test = open_source("photos", "train", crops_per_picture=3), open_source("photos", "test")
     assert len(train) == 3 * len(photograph_paths()) and train.num_classes == len(photograph_paths()) == 10
     for number, path in enumerate(photograph_paths()):
-        from PIL import Image
-
         whole = np.asarray(Image.open(path).convert("RGB"))
         left, right = train[3 * number], test[64 * number]
         assert left.label == right.label == number and (left.height, left.width) == left.pixels().shape[:2]
@@ -170,7 +169,7 @@ def test_concat_keeps_labels_only_where_classes_agree():
 
 @pytest.mark.parametrize("name", ["cifar", "concat:", "concat:digits+nothing", "digits:8"])
 def test_unknown_sources_name_the_known(name):
-    with pytest.raises(DataError, match="digits, photos|joins nothing"):
+    with pytest.raises(DataError, match=r"digits, photos|joins nothing"):
         open_source(name, "train")
 
 
@@ -185,3 +184,15 @@ def test_every_source_describes_itself_in_one_line():
     for name in ("digits", "photos", "synthetic", "concat:digits+photos"):
         text = open_source(name, "train").describe()
         assert "\n" not in text and text.startswith(name.split(":")[0])
+
+
+def test_concat_lists_the_bad_images_of_its_parts(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "good.png")
+    (tmp_path / "train" / "bad.png").write_bytes(b"no image")
+    name = f"concat:folder:{tmp_path}+synthetic:5:8"
+    source = open_source(name, "train", on_bad_image="skip", cache_dir=str(tmp_path / "cache"))
+    shapes = [source[index].pixels().shape for index in range(len(source))]
+    assert shapes == [(8, 8, 3)] * 7 and [path.rsplit("/", 1)[1] for path in source.bad] == ["bad.png"]
+    assert "bad images replaced" in source.describe()

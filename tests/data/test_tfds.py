@@ -121,5 +121,5 @@ def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         [source[index].pixels() for index in range(12)]
     file.unlink()
-    with pytest.raises(DataError, match="train.array_record.* is missing"):
+    with pytest.raises(DataError, match=r"train\.array_record.* is missing"):
         open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))

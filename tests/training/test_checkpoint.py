@@ -22,12 +22,9 @@ def _mesh(devices: int) -> Mesh:
 def _place(state: State, mesh: Mesh, *, sharded: bool) -> State:
     def put(leaf: jax.Array) -> jax.Array:
         split = sharded and leaf.ndim and leaf.shape[0] % mesh.size == 0
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("fsdp" if split else None)))
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("fsdp") if split else PartitionSpec()))
 
-    def put_any(leaf: jax.Array) -> jax.Array:
-        return put(leaf) if leaf.ndim else jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
-
-    return jax.tree.map(put_any, state)
+    return jax.tree.map(put, state)
 
 
 def _state(step: int) -> State:
@@ -87,7 +84,7 @@ def test_nothing_saved_is_none_and_makes_no_directory(tmp_path: Path) -> None:
         assert checkpoints.restore({}) is None
         assert checkpoints.newest_good() is None
         assert checkpoints.steps() == []
-        with pytest.raises(CheckpointError, match="no checkpoint in .*train first"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint in .*train first"):
             checkpoints.restore_partial({"params": {}})
     assert not (tmp_path / "none").exists()
 
@@ -104,7 +101,7 @@ def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path, asynchronous:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((8, True), (2, True)), ((8, True), (1, False)), ((2, False), (8, True))]
+    ("before", "after"), [((8, True), (2, True)), ((2, True), (1, False)), ((1, False), (8, True))]
 )
 def test_restores_onto_another_mesh(
     tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
@@ -146,13 +143,13 @@ def test_partial_restore_needs_no_optimiser(tmp_path: Path) -> None:
         _assert_identical(found, {"params": _state(2)["params"]})
         with pytest.raises(CheckpointError, match=r"no checkpoint 3 in .*\(2, 4\)"):
             checkpoints.restore_partial({"params": {}}, step=3)
-        with pytest.raises(CheckpointError, match="params/block_00/bias is bfloat16.* and absent here"):
+        with pytest.raises(CheckpointError, match=r"params/block_00/bias is bfloat16.* and absent here"):
             checkpoints.restore_partial({"params": {}})
 
 
 def test_metadata_describes_without_reading_arrays(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, _state(5), {"eval/knn_top1": np.float32(0.5)})
+        checkpoints.save(5, _state(5), {"eval/knn_top1": 0.5})
         checkpoints.wait()
         known = checkpoints.metadata(5)
         assert (known["step"], known["metrics"]) == (5, {"eval/knn_top1": 0.5})
@@ -191,11 +188,11 @@ def test_another_model_is_named_and_never_a_fallback(tmp_path: Path) -> None:
             state, ema={"kernel": leaf(2)}
         ),
         r"artefacts/bank is float32\[0, 3\] in the checkpoint and absent here": _with(state, artefacts={}),
-        "the target of ema has no sharding": _with(state) | {"step": jax.ShapeDtypeStruct((), jnp.int32)},
+        "the target of step has no sharding": _with(state) | {"step": jax.ShapeDtypeStruct((), jnp.int32)},
     }
     with Checkpoints(tmp_path) as checkpoints:
         for message, target in cases.items():
-            with pytest.raises(CheckpointError, match=message.replace("of ema has", "of step has")):
+            with pytest.raises(CheckpointError, match=message):
                 checkpoints.restore(target)
 
 
@@ -208,7 +205,7 @@ def test_states_that_cannot_be_saved_are_named(tmp_path: Path) -> None:
         }.items():
             with pytest.raises(CheckpointError, match=message):
                 checkpoints.save(0, state)
-        with pytest.raises(CheckpointError, match="give 0 or more"):
+        with pytest.raises(CheckpointError, match=r"give 0 or more"):
             checkpoints.save(-1, {"a": jnp.zeros(1)})
         assert checkpoints.steps() == []
 
@@ -255,6 +252,6 @@ def test_an_earlier_step_is_not_saved_after_a_later_one(tmp_path: Path) -> None:
     _save_all(tmp_path, [5])
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(CheckpointError, match="step 4 is older than .* 5 in"),
+        pytest.raises(CheckpointError, match=r"4 is older than .* 5 in"),
     ):
         checkpoints.save(4, _state(4))

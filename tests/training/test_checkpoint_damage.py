@@ -1,5 +1,6 @@
-"""Damaged checkpoints are refused with a reason, and the newest good one is used; failed saves leave the rest intact."""
+"""Damaged checkpoints are refused with a reason, the newest good one is used; failed saves harm nothing."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,11 +15,8 @@ from absl import logging as absl_logging
 from mim_jax.training import checkpoint_writer
 from mim_jax.training.checkpoint import CheckpointError, Checkpoints
 
-_TARGET = {
-    "x": jax.ShapeDtypeStruct(
-        (3000,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    )
-}
+_HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+_TARGET = {"x": jax.ShapeDtypeStruct((3000,), jnp.float32, sharding=_HERE)}
 
 
 def _state(step: int) -> dict[str, jax.Array]:
@@ -117,10 +115,7 @@ def test_damage_is_refused_and_said(run: Path, warnings: list[str], damage: Call
     damage(run / "00000030")
     assert _restored_step(run) == 20
     assert len(warnings) == 1
-    assert pytest.mark and "00000030 is refused" in warnings[0]
-    import re
-
-    assert re.search(_DAMAGE[damage], warnings[0])
+    assert re.search(f"00000030 is refused: .*{_DAMAGE[damage]}.*; trying the one before", warnings[0])
 
 
 def test_falls_back_past_several(run: Path, warnings: list[str]) -> None:
@@ -135,8 +130,8 @@ def test_all_bad_is_an_error(run: Path) -> None:
         _empty(step)
     with Checkpoints(run) as checkpoints:
         assert checkpoints.steps() == [10, 20, 30]
-        for ask in (lambda: checkpoints.restore(_TARGET), lambda: checkpoints.newest_good()):
-            with pytest.raises(CheckpointError, match="none of the 3 checkpoints in .* is good"):
+        for ask in (lambda: checkpoints.restore(_TARGET), checkpoints.newest_good):
+            with pytest.raises(CheckpointError, match=r"none of the 3 checkpoints in .* is good"):
                 ask()
 
 
@@ -144,9 +139,9 @@ def test_a_step_asked_for_by_number_has_no_fallback(run: Path) -> None:
     _flip_one_bit_in_the_middle(run / "00000030")
     _empty_manifest(run / "00000020")
     with Checkpoints(run) as checkpoints:
-        with pytest.raises(CheckpointError, match="00000030 is damaged: .*; use another step"):
+        with pytest.raises(CheckpointError, match=r"00000030 is damaged: .*; use another step"):
             checkpoints.restore_partial(_TARGET, step=30)
-        with pytest.raises(CheckpointError, match="00000020 is damaged: manifest.json is not JSON"):
+        with pytest.raises(CheckpointError, match=r"00000020 is damaged: manifest.json is not JSON"):
             checkpoints.metadata(20)
 
 
@@ -176,16 +171,15 @@ def test_a_refused_step_is_saved_again(run: Path, warnings: list[str]) -> None:
 def test_disk_full_is_one_sentence_and_the_rest_stays(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
         with Checkpoints(small / "run") as checkpoints:
             checkpoints.save(10, _state(10))
             checkpoints.save(20, {"x": jax.random.normal(jax.random.key(0), (500_000,))})
             with pytest.raises(
-                CheckpointError, match="checkpoint 20 could not be written to .*: the disk is full"
+                CheckpointError, match=r"20 could not be written to .*: the disk is full"
             ) as caught:
                 checkpoints.wait()
             assert "\n" not in str(caught.value)
@@ -196,28 +190,24 @@ def test_disk_full_is_one_sentence_and_the_rest_stays(tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_failing_commit_is_one_sentence_and_the_rest_stays(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_commit_is_said_and_the_rest_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_writer, "write_manifest", full)
     with Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))
-        with pytest.raises(CheckpointError, match="checkpoint 40 .*the disk is full"):
+        with pytest.raises(CheckpointError, match=r"checkpoint 40 .*the disk is full"):
             checkpoints.save(50, _state(50))
-        checkpoints.save(50, _state(50))
+        assert checkpoints.steps() == [10, 20, 30]
+        checkpoints.wait()  # the failure is said once
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="checkpoint 50 .*the disk is full"):
-            checkpoints.wait()
-    assert sorted(path.name for path in run.iterdir()) == ["00000010", "00000020", "00000030"]
-    assert _restored_step(run) == 30
+        checkpoints.save(50, _state(50))
+    assert sorted(path.name for path in run.iterdir()) == ["00000030", "00000050"]
+    assert _restored_step(run) == 50
 
 
-def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_run_is_not_hidden_by_a_save(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_writer, "sum_files", lambda path: 1 / 0)
     with pytest.raises(FloatingPointError), Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))

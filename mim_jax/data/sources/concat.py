@@ -1,4 +1,4 @@
-"""Several sources, one after another: concat:A+B+C."""
+"""Several sources, one after another: concat:A+B+C. A path with a plus sign in it cannot be part of one."""
 
 from bisect import bisect_right
 from itertools import accumulate

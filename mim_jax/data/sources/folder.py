@@ -41,6 +41,7 @@ class Folder:
         name: str,
         root: str,
         listing: Listing,
+        *,
         chosen: npt.NDArray[np.int64],
         classes: tuple[str, ...],
         note: str,
@@ -95,9 +96,8 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
     name = f"folder:{path}"
     if train and test:
         if split == "train":
-            return Folder(
-                name, base, listing, np.arange(len(listing.files)), classes, f"split folder {train}"
-            )
+            every = np.arange(len(listing.files))
+            return Folder(name, base, listing, chosen=every, classes=classes, note=f"split folder {train}")
         held = os.path.join(root, test)
         listing = _listed(held, cache_dir)
         # Test pictures may lie in one heap while train has classes (ImageNet's raw layout): then they have no
@@ -106,9 +106,9 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
             name,
             held,
             listing,
-            np.arange(len(listing.files)),
-            classes if _classes(listing) else (),
-            f"split folder {test}",
+            chosen=np.arange(len(listing.files)),
+            classes=classes if _classes(listing) else (),
+            note=f"split folder {test}",
         )
     mask = _held_out(listing, base)
     where = f"{train} has no test or val beside it" if train else "it has no train and test or val folders"
@@ -121,9 +121,9 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
         name,
         base,
         listing,
-        np.flatnonzero(mask == (split == "test")),
-        classes,
-        f"{split}: {share}, as {where}",
+        chosen=np.flatnonzero(mask == (split == "test")),
+        classes=classes,
+        note=f"{split}: {share}, as {where}",
     )
 
 
@@ -163,9 +163,7 @@ def _subfolders(path: str) -> set[str]:
     try:
         with os.scandir(path) as entries:
             return {entry.name for entry in entries if not entry.name.startswith(".") and is_directory(entry)}
-    except (
-        OSError
-    ):  # May not be read: nothing to choose by, and the listing that follows is the one to say so.
+    except OSError:  # May not be read: nothing to choose by, and the listing that follows says so.
         return set()
 
 

@@ -17,12 +17,12 @@ class Tfds:
     """One split of a prepared data set: `records` gives {"image": bytes, "label": int or absent} by
     number."""
 
-    def __init__(self, name: str, builder: Any, split: str, skip: Any) -> None:
+    def __init__(self, name: str, builder: Any, split: str) -> None:
         info = builder.info
         self.name = f"tfds:{name}"
         self._split = split
-        self._records = builder.as_data_source(split, decoders={"image": skip})
-        label = info.features["label"] if "label" in info.features else None
+        self._records = builder.as_data_source(split, decoders={"image": _skip()})
+        label = info.features["label"] if "label" in info.features else None  # noqa: SIM401 - no dict: it has no get
         self.class_names: tuple[str, ...] = tuple(getattr(label, "names", None) or ())
         self.num_classes = len(self.class_names)
         shards = info.splits[split]
@@ -84,7 +84,6 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
             f"The data set tfds:{name} has no feature named image, only {', '.join(builder.info.features)}: "
             "use one that has."
         )
-    skip = tfds.decode.SkipDecoding()
     available = [key for key, value in builder.info.splits.items() if value.num_examples]
     wanted = _split_of(builder, split, available)
     if wanted is None:
@@ -95,14 +94,14 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
     for path in builder.info.splits[wanted].filepaths:
         if not os.path.isfile(path):
             raise DataError(f"The file {path} of the data set tfds:{name} is missing: {_command(name, base)}")
-    return Tfds(name, builder, wanted, skip)
+    return Tfds(name, builder, wanted)
 
 
 def _split_of(builder: Any, split: str, available: list[str]) -> str | None:
     if split == "train":
         return "train" if "train" in available else None
     if "test" in available and "validation" in available and "label" in builder.info.features:
-        first = builder.as_data_source("test", decoders={key: _skip() for key in ("image",)})[0]
+        first = builder.as_data_source("test", decoders={"image": _skip()})[0]
         return "validation" if int(first["label"]) < 0 else "test"
     return next((one for one in ("test", "validation") if one in available), None)
 
@@ -118,31 +117,34 @@ def _prepared(name: str, base: str) -> str:
     and the command."""
     path, _, version = name.partition(":")
     top = os.path.join(base, *path.split("/"))
-    found = sorted(
-        (entry for entry in _folders(top) if os.path.isfile(os.path.join(top, entry, INFO))), key=_version_key
-    )
+    found = _versions(top)
     if version in found or (found and not version):
         return os.path.join(top, version or found[-1])
-    if version and found:
-        state = f"{top} holds the versions {', '.join(found)}, but not {version}"
-    elif os.path.isdir(top):
-        inner = [
-            entry
-            for entry in _folders(top)
-            if any(
-                os.path.isfile(os.path.join(top, entry, v, INFO)) for v in _folders(os.path.join(top, entry))
-            )
-        ]
-        state = (
-            f"{top} holds the configs {', '.join(inner)}; name one, as tfds:{path}/{inner[0]}"
-            if inner
-            else f"{top} exists but holds no prepared version ({INFO} is missing)"
-        )
-    elif os.path.isdir(base):
-        state = f"{base} holds {', '.join(one for one in _folders(base) if one != 'downloads') or 'nothing'}, but no {path}"
-    else:
-        state = f"there is no folder {base}"
+    state = _state(path, version, base, found)
     raise DataError(f"The data set tfds:{name} is not prepared: {state}: {_command(name, base)}")
+
+
+def _state(path: str, version: str, base: str, found: list[str]) -> str:
+    """What there is instead of the data set."""
+    top = os.path.join(base, *path.split("/"))
+    if found:
+        return f"{top} holds the versions {', '.join(found)}, but not {version}"
+    if os.path.isdir(top):
+        configs = [one for one in _folders(top) if _versions(os.path.join(top, one))]
+        if configs:
+            return f"{top} holds the configs {', '.join(configs)}; name one, as tfds:{path}/{configs[0]}"
+        return f"{top} exists but holds no prepared version ({INFO} is missing)"
+    if os.path.isdir(base):
+        others = [one for one in _folders(base) if one != "downloads"]
+        return f"{base} holds {', '.join(others) or 'nothing'}, but no {path}"
+    return f"there is no folder {base}"
+
+
+def _versions(top: str) -> list[str]:
+    """Prepared versions below `top`, the newest last."""
+    return sorted(
+        (one for one in _folders(top) if os.path.isfile(os.path.join(top, one, INFO))), key=_version_key
+    )
 
 
 def _folders(path: str) -> list[str]:

@@ -1,0 +1,75 @@
+"""Looking at the metrics of a run while it goes on: numbers that are none, lines that are due."""
+
+import collections
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mim_jax.config.schema import Config, resolved
+from mim_jax.data import Loader
+from mim_jax.training.log import Clock, MetricLog, progress_line, say
+
+LAG = 2
+"""Updates in flight before the metrics of the oldest are looked at: the device never waits for the host to look."""
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is not a number; the message names the step and the last good checkpoint."""
+
+
+class Watch:
+    """Sees every update's metrics, in order and a little late. A context manager: it owns metrics.jsonl."""
+
+    def __init__(
+        self, config: Config, workdir: Path, loader: Loader, first_step: int, last_saved: int | None
+    ) -> None:
+        self.last_saved = last_saved
+        self._total, self._every = resolved(config.schedule.steps), resolved(config.log.every_steps)
+        self._first, self._loader = first_step, loader
+        self._log = MetricLog(workdir / "metrics.jsonl", first_step=first_step)
+        self.clock = Clock(first_step=first_step, total_steps=self._total, batch_size=config.data.batch_size)
+        self._waiting: collections.deque[tuple[int, Any]] = collections.deque()
+
+    def update(self, done: int, metrics: Any, *, look_at_all: bool) -> None:
+        """Takes the metrics (still on the device) of the update that made `done`.
+
+        Raises:
+            Diverged: at the first update looked at whose loss or gradient is not finite.
+        """
+        self._waiting.append((done, metrics))
+        while len(self._waiting) > (0 if look_at_all else LAG):
+            self._look(*self._waiting.popleft())
+
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """Logs the results of an evaluation."""
+        if not values:
+            return
+        self._log.write(done, values)
+        shown = {k.removeprefix("eval/"): v for k, v in values.items() if not k.endswith("_seconds")}
+        say(f"eval at step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+
+    def _look(self, done: int, metrics: Any) -> None:
+        values = {f"train/{name}": float(value) for name, value in metrics.items()}
+        if not all(math.isfinite(values[key]) for key in ("train/loss", "train/grad_norm")):
+            kept = (
+                "there is no checkpoint yet"
+                if self.last_saved is None
+                else f"checkpoint {self.last_saved} is good"
+            )
+            raise Diverged(
+                f"update {done} diverged (loss {values['train/loss']}, gradient norm {values['train/grad_norm']}); "
+                f"{kept}: lower config.optim.lr or set config.optim.clip_norm, and start again"
+            )
+        if done % self._every == 0 or done in (self._total, self._first + 1):
+            values |= self.clock.lap(done, self._loader.stall_seconds)
+            self._log.write(done, values)
+            say(progress_line(done, self._total, values))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
