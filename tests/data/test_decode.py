@@ -217,6 +217,11 @@ def test_harmless_oddities_are_read():
 def test_oversized_pictures_are_refused_from_the_header():
     wide = png(70_000, 1, 8, 0, bytes(70_000))
     bomb = png(14_000, 13_000, 8, 0, b"\0" * 13_000)  # 182 megapixels claimed.
+    jpeg = bytearray(encode(photograph(), "JPEG"))
+    size = jpeg.index(b"\xff\xc0") + 5  # Height and width in the frame header.
+    jpeg[size : size + 4] = struct.pack(">HH", 14_000, 13_000)
+    with pytest.raises(BadImageError, match="oversized, 13000 x 14000 pixels, above 178 megapixels"):
+        read_header(bytes(jpeg), "x")
     for data in (wide, bomb, png(30_000, 30_000, 8, 0, b"\0" * 30_000)):
         with pytest.raises(BadImageError, match="oversized"):
             read_header(data, "x")

@@ -8,6 +8,7 @@ import pytest
 from odd_files import base, encode
 
 from mim_jax.data import DataError, open_source
+from mim_jax.data.sources import folder
 from mim_jax.data.sources import listing as module
 from mim_jax.data.sources.folder import open_folder
 from mim_jax.data.sources.listing import list_images, walk
@@ -115,6 +116,13 @@ def test_two_pictures_are_enough_and_one_is_not(tmp_path):
     assert len(opened(root, "train")) == len(opened(root, "test")) == 1
     with pytest.raises(DataError, match="holds one image"):
         opened(write(tmp_path / "one", "1.png"), "train")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_neither_part_is_ever_empty(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(folder, "HELD_OUT", share)  # As if every hash, or none, fell below the tenth.
+    root = write(tmp_path / "d", "1.png", "2.png", "3.png")
+    assert {len(opened(root, "train")), len(opened(root, "test"))} == {1, 2}
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path):
