@@ -5,8 +5,8 @@
 After each fault tiny_run is started again; what it resumes from, and where it arrives in the end, is compared
 with an uninterrupted run bit for bit. Prints a Markdown table and ends with 1 if anything was lost.
 
-recovered: the next start resumed. bit-identical: from exactly what the uninterrupted run had at that step, and
-it came to the same end. lost: a step that was saved, and not damaged by us, was not resumed from.
+recovered: the next start resumed. bit-identical: from what the uninterrupted run had at that step, and it came
+to the same end. lost: a step that was saved, and not damaged by us, was not resumed from.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from absl import logging
+from damage import DAMAGE, flip_bit
 from tiny_run import SAVE_EVERY, train
 
 from mim_jax.training.checkpoint import CheckpointError
@@ -73,6 +73,11 @@ def _interrupt(directory: Path, number: signal.Signals, delay: float) -> tuple[l
     return run.communicate()[0].splitlines(), run.returncode
 
 
+def _leftover(directory: Path) -> int | None:
+    """When an interrupted save was last written to, which tells it from the one that an earlier kill left."""
+    return next((path.stat().st_mtime_ns for path in directory.glob("unfinished-*")), None)
+
+
 def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:
     """One run, killed `count` times, then asked to stop by SIGTERM, then let run to its end."""
     directory = scratch / "killed"
@@ -80,6 +85,7 @@ def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:
         tuple[int, str, int, int]
     ] = []  # step, digest, newest step known to be saved, kills this answers for
     saved = unanswered = inside = 0
+    leftover: int | None = None
     for start in range(count + 1):
         number, delay = (signal.SIGKILL, draw.uniform(0.0, 1.2)) if start < count else (signal.SIGTERM, 2.0)
         lines, code = _interrupt(directory, number, delay)
@@ -87,7 +93,8 @@ def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:
             resumed.append((int(step), value, saved, unanswered))
             unanswered = 0  # a start killed before it had resumed leaves the answer to the next
         unanswered += 1
-        inside += any(directory.glob("unfinished-*"))
+        leftover, before = _leftover(directory), leftover
+        inside += leftover not in (None, before)
         saved = max([saved, *(int(step) for (step,) in _said(lines, "saved"))])
     stopped = _said(lines, "stopped")
     until = saved + 10 * SAVE_EVERY
@@ -96,60 +103,13 @@ def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:
     states = _states(until, scratch)
     arrived = _said(ends, "final") == [[str(until), states[until]]]
     row = Row(f"kill -9 at a random instant ({inside} inside a save)")
-    for known, value, before, answers in resumed:
+    for known, value, promised, answers in resumed:
         for _ in range(answers):
-            row.add(recovered=True, identical=arrived and states[known] == value, lost=known < before)
+            row.add(recovered=True, identical=arrived and states[known] == value, lost=known < promised)
     polite = Row(f"SIGTERM (exit code {code})")
     same = _said(ends, "resumed") == stopped
     polite.add(recovered=code == EXIT_AGAIN, identical=same and arrived, lost=not same)
     return [row, polite]
-
-
-def _largest(step: Path) -> Path:
-    return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def _truncate(step: Path, draw: random.Random) -> None:
-    path = _largest(step)
-    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
-
-
-def _empty(step: Path, draw: random.Random) -> None:
-    draw.choice(
-        [path for path in sorted(step.rglob("*")) if path.is_file() and path.stat().st_size]
-    ).write_bytes(b"")
-
-
-def _flip_bit(step: Path, draw: random.Random) -> None:
-    path = draw.choice([path for path in sorted(step.rglob("*")) if path.is_file()])
-    data = bytearray(path.read_bytes())
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    path.write_bytes(data)
-
-
-def _half_delete(step: Path, draw: random.Random) -> None:
-    found = [path for path in sorted(step.rglob("*")) if path.is_file()]
-    for path in draw.sample(found, len(found) // 2):
-        path.unlink()
-
-
-def _delete_manifest(step: Path, draw: random.Random) -> None:
-    (step / "manifest.json").unlink()
-
-
-def _delete_contents(step: Path, draw: random.Random) -> None:
-    shutil.rmtree(step)
-    step.mkdir()
-
-
-_DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
-    "newest truncated": _truncate,
-    "a file of the newest emptied": _empty,
-    "one bit of the newest flipped": _flip_bit,
-    "half the newest's files deleted": _half_delete,
-    "the newest's manifest deleted": _delete_manifest,
-    "the newest's directory emptied": _delete_contents,
-}
 
 
 def _resumes(row: Row, directory: Path, until: int, states: dict[int, str], expected: int) -> None:
@@ -168,7 +128,7 @@ def damage(trials: int, draw: random.Random, states: dict[int, str], scratch: Pa
     train(whole, last, lambda line: None)
     names = sorted((path.name for path in whole.iterdir()), reverse=True)
     rows = []
-    for case, harm in _DAMAGE.items():
+    for case, harm in DAMAGE.items():
         row = Row(case)
         for _ in range(trials):
             broken = shutil.copytree(whole, scratch / "broken")
@@ -180,7 +140,7 @@ def damage(trials: int, draw: random.Random, states: dict[int, str], scratch: Pa
     for _ in range(trials):
         broken = shutil.copytree(whole, scratch / "broken")
         for name in names[:2]:
-            draw.choice(list(_DAMAGE.values()))(broken / name, draw)
+            draw.choice(list(DAMAGE.values()))(broken / name, draw)
         _resumes(both, broken, until, states, last - 2 * SAVE_EVERY)
         shutil.rmtree(broken)
     return [*rows, both, _all_damaged(whole, names, until, draw, scratch)]
@@ -190,7 +150,7 @@ def _all_damaged(whole: Path, names: list[str], until: int, draw: random.Random,
     row = Row("all damaged: refused in one sentence")
     broken = shutil.copytree(whole, scratch / "broken")
     for name in names:
-        _flip_bit(broken / name, draw)
+        flip_bit(broken / name, draw)
     try:
         train(broken, until, lambda line: None)
     except CheckpointError as error:
@@ -200,32 +160,26 @@ def _all_damaged(whole: Path, names: list[str], until: int, draw: random.Random,
     return row
 
 
-def disk_full(states: dict[int, str], scratch: Path) -> list[Row]:
+def disk_full(states: dict[int, str], scratch: Path) -> Row:
     """Runs in a tmpfs with room for two checkpoints; then gives it room, and it goes on."""
     small = scratch / "small"
     small.mkdir()
-
-    def mount(options: str) -> list[str]:
-        return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(small)]
-
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(mount("size=7m"), capture_output=True, check=False).returncode
-    ):
-        return [Row("disk full while saving (not run: mounting a tmpfs needs root)")]
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(small), "-o"]
+    if shutil.which("mount") is None or subprocess.run([*mount, "size=7m"], check=False).returncode:
+        return Row("disk full while saving (not run: mounting a tmpfs needs root)")
     row = Row("disk full while saving")
+    lines: list[str] = []
     try:
-        lines: list[str] = []
-        try:
-            train(small / "run", max(states), lines.append)
-        except CheckpointError as error:
-            assert "the disk is full" in str(error) and "\n" not in str(error)
+        train(small / "run", max(states), lines.append)
+        row.add(recovered=False, identical=False, lost=True)  # it was not full
+    except CheckpointError as error:
+        assert "the disk is full" in str(error) and "\n" not in str(error)
         saved = max(int(step) for (step,) in _said(lines, "saved"))
-        subprocess.run(mount("remount,size=90m"), check=True)
+        subprocess.run([*mount, "remount,size=90m"], check=True)
         _resumes(row, small / "run", max(states), states, saved)
     finally:
         subprocess.run(["umount", str(small)], check=True)
-    return [row]
+    return row
 
 
 def main() -> int:
@@ -243,7 +197,8 @@ def main() -> int:
         scratch = Path(folder)
         rows = kills(given.kills, draw, scratch)
         short = _states(8 * SAVE_EVERY, scratch)
-        rows += damage(given.trials, draw, short, scratch) + disk_full(short, scratch)
+        rows += damage(given.trials, draw, short, scratch)
+        rows.append(disk_full(short, scratch))
     print("| case | trials | recovered | bit-identical | lost |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.case} | {row.trials} | {row.recovered} | {row.identical} | {row.lost} |")

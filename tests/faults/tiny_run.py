@@ -6,6 +6,7 @@ python tests/faults/tiny_run.py DIRECTORY UNTIL
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ def digest(state: State) -> str:
     return total.hexdigest()[:16]
 
 
-def train(directory: Path, until: int, say: Callable[[str], None], *, history: bool = False) -> int:
+def train(
+    directory: Path, until: int, say: Callable[[str], None], *, history: bool = False, pause: float = 0.0
+) -> int:
     """Resumes or starts, and runs to step `until`; returns the exit code.
 
     Says "ready"; "resumed STEP DIGEST"; "saved STEP" once that is on disk; with `history`, "state STEP
-    DIGEST" at every save; "stopped STEP DIGEST" on SIGTERM; "final STEP DIGEST".
+    DIGEST" at every save; "stopped STEP DIGEST" on SIGTERM; "final STEP DIGEST". Sleeps `pause` s a step.
     """
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), initial_state())
@@ -81,6 +84,7 @@ def train(directory: Path, until: int, say: Callable[[str], None], *, history: b
         while step < until:
             state = update(state, jnp.int32(step))
             step += 1
+            time.sleep(pause)
             stop = shutdown.requested_at(step)
             if step % SAVE_EVERY == 0 or stop:
                 checkpoints.wait()
@@ -99,4 +103,4 @@ def train(directory: Path, until: int, say: Callable[[str], None], *, history: b
 
 
 if __name__ == "__main__":
-    sys.exit(train(Path(sys.argv[1]), int(sys.argv[2]), lambda line: print(line, flush=True)))
+    sys.exit(train(Path(sys.argv[1]), int(sys.argv[2]), lambda line: print(line, flush=True), pause=0.03))

@@ -220,38 +220,3 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CheckpointError, match=message):
             Checkpoints(arguments, **options)  # type: ignore[arg-type]
-
-
-def test_keeps_last_every_and_best(tmp_path: Path) -> None:
-    values = [1.0, 9.0, float("nan"), 2.0, 3.0, 4.0, 5.0]
-    for mode, best, expected in [("max", 10, [0, 10, 30, 50, 60]), ("min", 0, [0, 30, 50, 60])]:
-        with Checkpoints(tmp_path / mode, keep_every=30, best_metric="acc", best_mode=mode) as checkpoints:
-            for index, value in enumerate(values):
-                checkpoints.save(10 * index, {"x": jnp.float32(index)}, {"acc": value})
-            checkpoints.wait()
-            assert checkpoints.steps() == expected
-            assert checkpoints.best() == best
-    with Checkpoints(tmp_path / "last", keep_last=1) as checkpoints:
-        for step in range(3):
-            checkpoints.save(step, {"x": jnp.float32(step)})
-        checkpoints.wait()
-        assert checkpoints.steps() == [2]
-        assert checkpoints.best() is None
-
-
-def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path) as checkpoints:
-        for value in (1, 2, 3):
-            checkpoints.save(5, {"x": jnp.float32(value)})
-        found = checkpoints.restore(_abstract({"x": jnp.float32(0)}))
-        assert found is not None and float(found[1]["x"]) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["00000005.2"]
-
-
-def test_an_earlier_step_is_not_saved_after_a_later_one(tmp_path: Path) -> None:
-    _save_all(tmp_path, [5])
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(CheckpointError, match=r"4 is older than .* 5 in"),
-    ):
-        checkpoints.save(4, _state(4))

@@ -1,11 +1,9 @@
-"""Checksums of files, and which steps stay."""
+"""Checksums of files."""
 
 import hashlib
-import math
 from pathlib import Path
 
 from mim_jax.training.checksums import first_damage, sum_files
-from mim_jax.training.retention import best_step, steps_to_keep
 
 
 def test_sums_every_file_below_a_directory(tmp_path: Path) -> None:
@@ -30,23 +28,3 @@ def test_names_the_first_damage(tmp_path: Path) -> None:
     assert first_damage(tmp_path, sums) == "two has 2 bytes instead of 3"
     (tmp_path / "one").unlink()
     assert first_damage(tmp_path, sums) == "one is missing"
-
-
-def test_best_step() -> None:
-    scores = {10: 0.5, 20: 0.9, 30: 0.9, 40: math.nan}
-    assert best_step(scores, "max") == 30
-    assert best_step(scores, "min") == 10
-    assert best_step({40: math.nan}, "max") is None
-
-
-def test_steps_to_keep() -> None:
-    steps = [0, 5, 10, 15, 20, 25]
-    assert steps_to_keep(steps, {}, keep_last=2, keep_every=0, best_mode="max") == {20, 25}
-    assert steps_to_keep(steps, {5: 1.0, 15: 0.0}, keep_last=1, keep_every=10, best_mode="max") == {
-        0,
-        5,
-        10,
-        20,
-        25,
-    }
-    assert steps_to_keep(steps, {5: 1.0, 15: 0.0}, keep_last=9, keep_every=0, best_mode="min") == set(steps)

@@ -1,0 +1,74 @@
+"""Small resolved configurations and batches for tests."""
+
+import runpy
+from typing import Any
+
+import jax
+import numpy as np
+
+from mim_jax.config.check import check
+from mim_jax.config.resolve import resolve
+from mim_jax.config.schema import Config
+from mim_jax.methods import Method, build_method, complete_options
+
+EXAMPLES = 96
+SMALL = {
+    "model.variant": "mu",
+    "model.image_size": 16,
+    "model.patch": 4,
+    "data.batch_size": 16,
+    "method.vocabulary": 32,
+    "augment.jitter": 0.0,
+    "schedule.epochs": 4.0,
+    "schedule.warmup_epochs": 1.0,
+}
+
+
+def small_config(file: str = "mapet", overrides: dict[str, Any] | None = None, devices: int = 1) -> Config:
+    """The demo of a config file, shrunk, with overrides "a.b" -> value, resolved for some devices."""
+    config = runpy.run_path(f"configs/{file}.py")["get_config"]()
+    for key, value in {**SMALL, **(overrides or {})}.items():
+        if key.startswith("method.") and key.partition(".")[2] not in config.method:
+            continue
+        section, _, name = key.rpartition(".")
+        node = config
+        for part in section.split(".") if section else []:
+            node = node[part]
+        node[name] = value
+    resolved = resolve(check(config), num_examples=EXAMPLES, num_devices=devices, platform="cpu")
+    return complete_options(resolved)
+
+
+def small_method(file: str = "mapet", overrides: dict[str, Any] | None = None, devices: int = 1) -> Method:
+    """The method of `small_config`."""
+    return build_method(small_config(file, overrides, devices))
+
+
+def images(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    """Smooth random pictures, uint8 [count, size, size, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, size // 4, size // 4, 3))
+    return np.kron(coarse, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+
+def batch(count: int = 16, size: int = 16, first: int = 0) -> dict[str, np.ndarray]:
+    """A batch of `images`, as the loader would make it."""
+    index = np.arange(first, first + count, dtype=np.int32)
+    return {
+        "image": images(first + count, size)[first:],
+        "index": index,
+        "draw": np.zeros(count, np.int32),
+        "box": np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1)),
+        "flip": np.zeros(count, bool),
+        "label": (index % 4).astype(np.int32),
+        "valid": np.ones(count, bool),
+    }
+
+
+def artefacts(method: Method) -> dict[str, Any]:
+    """What the method prepares from the small pictures."""
+    return method.prepare(lambda: [images(64, method.vit.image_size[0])])
+
+
+def keys(count: int = 16, seed: int = 0) -> jax.Array:
+    """One key per example."""
+    return jax.random.split(jax.random.key(seed), count)

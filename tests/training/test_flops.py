@@ -1,0 +1,44 @@
+"""The FLOPs formula against XLA's own count of the forward and backward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import small_config
+
+from mim_jax.methods import build_method
+
+
+@pytest.mark.parametrize("objective", ["mapet", "pim", "mim"])
+def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
+    config = small_config(
+        "mapet",
+        {
+            "method.objective": objective,
+            "model.width": 384,
+            "model.depth": 3,
+            "model.heads": 6,
+            "model.image_size": 224,
+            "model.patch": 16,
+            "method.vocabulary": 8192,
+        },
+    )
+    method = build_method(dataclasses.replace(config))
+    params = jax.eval_shape(method.init_params, jax.random.key(0))
+    count = 4
+    length = method.vit.num_patches
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    data = {"image": jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.uint8)}
+    held = {"centroids": jax.ShapeDtypeStruct((8192, 768), jnp.float32)}
+    view = jax.eval_shape(lambda k, d, h: method.corrupt(k, d, h), keys, data, held)
+    assert view["patches"].shape == (count, length, 768)
+
+    def loss(params, view, keys):
+        total, _ = method.loss(method.forward(params, view, keys, True), view)["loss"]
+        return jnp.sum(total)
+
+    counted = jax.jit(jax.grad(loss)).lower(params, view, keys).cost_analysis()["flops"] / count
+    assert method.flops() == pytest.approx(counted, rel=0.02), method.flops() / counted
+    assert np.isfinite(counted)

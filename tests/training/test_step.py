@@ -1,0 +1,131 @@
+"""The step: exact accumulation, the same losses on any mesh, parameters really sharded, the moving average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import artefacts, batch, small_method
+
+from mim_jax.config.schema import Mesh
+from mim_jax.data import place
+from mim_jax.methods.protocol import Method
+from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.sharding import batch_sharding, make_mesh
+from mim_jax.training.state import create_state
+from mim_jax.training.step import gradients, make_train_step
+
+STEPS = 20
+
+
+def mesh_of(devices: int, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+    shape = (devices // (fsdp * tensor), fsdp, tensor)
+    axes = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=axes, devices=jax.devices()[:devices])
+
+
+def train(mesh: jax.sharding.Mesh, steps: int = STEPS, overrides: dict | None = None):
+    method = small_method("mapet", {"model.drop_path": 0.2, "optim.lr": 3e-2, "schedule.warmup_epochs": 0.0, **(overrides or {})})
+    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    optimiser = make_optimiser(method.config, method.rules, shapes, 6.0)
+    ema = bool(method.config.optim.ema)
+    state = create_state(method, optimiser, artefacts(method), ema=ema, mesh=mesh)
+    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, 6.0)
+    losses = []
+    for number in range(steps):
+        data = batch(16, first=16 * (number % 4))
+        data["draw"] += number // 4
+        state, metrics = step(state, place(data, batch_sharding(mesh)))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return train(mesh_of(1))
+
+
+def test_it_learns(one_device) -> None:
+    losses, _ = one_device
+    assert losses[-4:].mean() < losses[:4].mean() - 0.3
+
+
+@pytest.mark.parametrize(
+    ("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 1, 1), (2, 2, 1), (8, 8, 1), (8, 2, 2)]
+)
+def test_same_losses_on_any_mesh(one_device, devices: int, fsdp: int, tensor: int) -> None:
+    losses, _ = train(mesh_of(devices, fsdp, tensor))
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+
+
+def test_parameters_are_really_sharded() -> None:
+    _, state = train(mesh_of(8, 8), steps=1)
+    kernel = state.params["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (32, 128)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
+    assert len({shard.device for shard in kernel.addressable_shards}) == 8
+    moment = state.opt_state[1 + 1].mu["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
+    assert {shard.data.shape for shard in moment.addressable_shards} == {(32, 16)}
+    assert state.artefacts["centroids"].sharding.is_fully_replicated
+    _, tensor = train(mesh_of(8, 2, 2), steps=1)
+    qkv = tensor.params["encoder"]["block_00"]["attn"]["qkv"]["kernel"]
+    assert {shard.data.shape for shard in qkv.addressable_shards} == {(16, 48)}
+
+
+class Uneven(Method):
+    """A method whose examples score different numbers of values: what accumulation must get right."""
+
+    def __init__(self) -> None:
+        pass
+
+    config = type("C", (), {"seed": 0})()
+    loss_weights = {"loss": 0.7, "other": 0.3}
+    module = rules = flops = None
+
+    def corrupt(self, keys, batch, artefacts):
+        return {"x": batch["image"].astype(jnp.float32).mean((1, 2)) / 255, "n": batch["label"]}
+
+    def forward(self, params, view, keys, train):
+        return {"y": view["x"] @ params["w"]}
+
+    def loss(self, outputs, view):
+        error = jnp.square(outputs["y"] - 1.0)
+        scored = jnp.arange(error.shape[1]) < view["n"][:, None]
+        ones = jnp.ones(len(error))
+        return {
+            "loss": (jnp.sum(error * scored, 1), jnp.sum(scored, 1).astype(jnp.float32)),
+            "other": (jnp.sum(jnp.abs(outputs["y"]), 1), ones),
+            "metric": (ones, 2 * ones),
+        }
+
+
+Uneven.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_is_exact_for_uneven_counts(parts: int) -> None:
+    method, params = Uneven(), {"w": jax.random.normal(jax.random.key(0), (3, 5))}
+    data = batch(16)
+    data["valid"][13:] = False
+    whole, metrics = gradients(method, params, data, {}, 1)
+    divided, same = gradients(method, params, data, {}, parts)
+    np.testing.assert_allclose(divided["w"], whole["w"], rtol=1e-6)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(same[name], value, rtol=1e-6)
+    view = method.corrupt(None, data, {})
+    total, count = method.loss(method.forward(params, view, None, True), view)["loss"]
+    assert float(metrics["metric"]) == 0.5
+    naive = np.mean([float(total[i : i + 2].sum() / max(1, count[i : i + 2].sum())) for i in range(0, 12, 2)])
+    assert abs(naive - float(total[:13].sum() / count[:13].sum())) > 1e-3  # dividing per part would be wrong
+
+
+def test_accumulation_of_a_real_method_and_moving_average() -> None:
+    losses, state = train(mesh_of(2), steps=4, overrides={"optim.accumulation": 4, "optim.ema": 0.5})
+    plain, _ = train(mesh_of(2), steps=4)
+    np.testing.assert_allclose(losses, plain, rtol=1e-5)
+    params, ema = (tree["head"]["kernel"] for tree in (state.params, state.ema))
+    assert params.shape == ema.shape and np.abs(np.asarray(params - ema)).max() > 0
+
+
+def test_all_devices_make_a_mesh() -> None:
+    mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
