@@ -17,7 +17,8 @@ class MetricLog:
 
     def __init__(self, path: Path, *, first_step: int) -> None:
         self._write = jax.process_index() == 0
-        self.records = [record for record in read_metrics(path) if record["step"] <= first_step]
+        kept = read_metrics(path) if first_step else []  # a run that starts at 0 evaluates step 0 anew
+        self.records = [record for record in kept if record["step"] <= first_step]
         if self._write:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(record) + "\n" for record in self.records))

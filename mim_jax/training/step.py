@@ -105,7 +105,7 @@ def make_train_step(
             if decay
             else {}
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["lr"] = learning_rate(state.step, config, steps_per_epoch)
         return dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
