@@ -9,14 +9,23 @@ from pathlib import Path
 import pytest
 
 CASES = {
-    "unknown key": (["--config.optim.lrr=1"], ["unknown key config.optim.lrr", "did you mean config.optim.lr?"]),
-    "unknown section": (["--config.optm.lr=1"], ["unknown key config.optm.lr", "did you mean config.optim.lr?"]),
+    "unknown key": (
+        ["--config.optim.lrr=1"],
+        ["unknown key config.optim.lrr", "did you mean config.optim.lr?"],
+    ),
+    "unknown section": (
+        ["--config.optm.lr=1"],
+        ["unknown key config.optm.lr", "did you mean config.optim.lr?"],
+    ),
     "unknown method key": (["--config.method.objectiv=pim"], ["did you mean config.method.objective?"]),
     "wrong type": (["--config.data.batch_size=many"], ["config.data.batch_size", "whole number"]),
     "wrong float": (["--config.optim.clip_norm=x"], ["config.optim.clip_norm", "number"]),
     "wrong bool": (["--config.augment.flip=maybe"], ["config.augment.flip", "True or False"]),
     "section as value": (["--config.optim=3"], ["config.optim", "section"]),
-    "indivisible batch": (["--config.data.batch_size=50", "--config.optim.accumulation=4"], ["batch_size=50", "52"]),
+    "indivisible batch": (
+        ["--config.data.batch_size=50", "--config.optim.accumulation=4"],
+        ["batch_size=50", "52"],
+    ),
     "image not a multiple": (["--config.model.image_size=9"], ["image_size=9", "patch=2"]),
     "missing folder": (["--config.data.source=folder:/nowhere/at/all"], ["/nowhere/at/all"]),
     "empty folder": (["--config.data.source=folder:{empty}"], ["{empty}"]),
@@ -34,7 +43,11 @@ OTHER_CONFIGS = {
     "missing config": (["--config=configs/mapett.py"], ["did you mean configs/mapet.py?"]),
     "no config": ([], ["--config"]),
     "missing token cache": (
-        ["--config=configs/mapet.py:imagenet", "--config.data.source=digits", "--config.method.tokens=/no/tokens"],
+        [
+            "--config=configs/mapet.py:imagenet",
+            "--config.data.source=digits",
+            "--config.method.tokens=/no/tokens",
+        ],
         ["/no/tokens"],
     ),
     "no token cache given": (
@@ -46,7 +59,9 @@ OTHER_CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess, list[str]]]:
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[subprocess.CompletedProcess, list[str]]]:
     empty = tmp_path_factory.mktemp("empty")
     workdir = tmp_path_factory.mktemp("runs") / "never"
     all_cases = {name: (["--config=configs/mapet.py", *args], want) for name, (args, want) in CASES.items()}

@@ -46,7 +46,9 @@ def environment() -> dict[str, str]:
 def history(workdir: Path) -> list[dict]:
     """What was learnt: metrics.jsonl without timings."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("perf/") and "seconds" not in k} for line in lines]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("perf/") and "seconds" not in k} for line in lines
+    ]
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
@@ -56,7 +58,10 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
         _, state = checkpoints.restore_partial(abstract)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,10 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Pa
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 3, (done.returncode, done.stderr[-500:], time.perf_counter() - started)
-    assert "diverged" in done.stderr and "checkpoint" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        "diverged" in done.stderr
+        and "checkpoint" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.newest_good() is not None

@@ -1,4 +1,4 @@
-"""Which patches are hidden: uniformly random, and BEiT's block-wise rule with static shapes.
+"""Which patches are hidden: uniformly random, SimMIM's units of patches, and BEiT's block-wise rule with static shapes.
 
 Every op comes twice: with a key (one per example; vmap for a batch) and explicit (given noise or given draws), so that
 it can be compared with any reference. Masks are boolean, True = hidden. Counts are Python ints: shapes stay static.
@@ -40,6 +40,71 @@ def masked_first(mask: jax.Array, num_masked: int) -> tuple[jax.Array, jax.Array
     """
     by_mask = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
     return by_mask[..., :num_masked], by_mask[..., num_masked:]
+
+
+def num_units_masked(grid: tuple[int, int], unit: int, ratio: float) -> int:
+    """Hidden units at a masking ratio: ceil(ratio * units) in double arithmetic, as SimMIM does (spec amt.md 2.1).
+
+    Args:
+        grid: rows and columns of patches.
+        unit: side of a unit, in patches.
+        ratio: in [0, 1].
+    Raises:
+        ValueError: if the grid is not a multiple of the unit, or the ratio is outside [0, 1].
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
+    rows, columns = _units(grid, unit)
+    return math.ceil(ratio * (rows * columns))
+
+
+def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) -> jax.Array:
+    """SimMIM's mask (spec amt.md 2.1): whole units of `unit` x `unit` patches, uniformly chosen, exactly counted.
+
+    Args:
+        key: one per example (vmap for a batch).
+        grid: rows and columns of patches.
+        unit: side of a unit, in patches (32 px are 2 at p = 16).
+        ratio: share of the units; the count is `num_units_masked`.
+    Returns:
+        bool [rows * columns], raster order.
+    Raises:
+        ValueError: as `num_units_masked`.
+    """
+    rows, columns = _units(grid, unit)
+    noise = jax.random.uniform(key, (rows * columns,))
+    return unit_mask_from_noise(noise, grid, unit, num_units_masked(grid, unit, ratio))
+
+
+def unit_mask_from_noise(noise: jax.Array, grid: tuple[int, int], unit: int, num_masked: int) -> jax.Array:
+    """The explicit entry: hides the `num_masked` units of largest noise.
+
+    Args:
+        noise: float [..., units], units in raster order.
+        grid, unit: as `unit_mask`.
+        num_masked: in units.
+    Returns:
+        bool [..., grid[0] * grid[1]].
+    Raises:
+        ValueError: if the grid is not a multiple of the unit, or `noise` or `num_masked` do not fit it.
+    """
+    rows, columns = _units(grid, unit)
+    if noise.shape[-1] != rows * columns:
+        raise ValueError(
+            f"noise must hold {rows * columns} units ({rows} x {columns}), got {noise.shape[-1]}"
+        )
+    units = mask_from_noise(noise, num_masked).reshape(*noise.shape[:-1], rows, 1, columns, 1)
+    patches = jnp.broadcast_to(units, (*noise.shape[:-1], rows, unit, columns, unit))
+    return patches.reshape(*noise.shape[:-1], grid[0] * grid[1])
+
+
+def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
+    """Rows and columns of units."""
+    if unit < 1 or grid[0] % unit or grid[1] % unit:
+        raise ValueError(
+            f"a grid of {grid[0]}x{grid[1]} patches cannot be cut into units of {unit}x{unit} patches"
+        )
+    return grid[0] // unit, grid[1] // unit
 
 
 def block_mask(

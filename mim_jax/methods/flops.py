@@ -5,6 +5,8 @@ first layer, whose input needs no gradient. What is left out (norms, softmax, GE
 ViT-S; tests hold the sum to XLA's own count.
 """
 
+from mim_jax.models.bands import last_rows
+from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 
 
@@ -13,20 +15,30 @@ def dense_flops(rows: int, inputs: int, outputs: int, *, first: bool = False) ->
     return 2.0 * rows * inputs * outputs * (2 if first else 3)
 
 
-def block_flops(vit: ViTConfig, *, rows: int, keys: int, queries: int | None = None) -> float:
-    """One block of `rows` rows, of which the first `keys` are keys and the last `queries` (None = all) are updated."""
-    queries = rows if queries is None else queries
+def block_flops(vit: ViTConfig, *, rows: int, keys: int, area: int | None = None) -> float:
+    """One block that updates `rows` rows, which attend to `keys` keys.
+
+    area: logits that are computed a head; rows x keys, unless a constant mask leaves some out.
+    """
     width, hidden = vit.width, int(vit.width * vit.mlp_ratio)
     return (
-        dense_flops(queries, width, width)  # q
+        dense_flops(rows, width, width)  # q
         + dense_flops(keys, width, 2 * width)  # k, v
-        + 2 * dense_flops(queries, keys, width)  # q k^T and its product with v, over all heads
-        + dense_flops(queries, width, width)  # output projection
-        + 2 * dense_flops(queries, width, hidden)
+        + 2
+        * dense_flops(1, rows * keys if area is None else area, width)  # q k^T, its product with v; all heads
+        + dense_flops(rows, width, width)  # output projection
+        + 2 * dense_flops(rows, width, hidden)
     )
 
 
-def blocks_flops(vit: ViTConfig, *, rows: int, keys: int, outputs: int | None = None) -> float:
-    """All blocks; the last one updates `outputs` rows only (None = all)."""
-    whole = block_flops(vit, rows=rows, keys=keys)
-    return (vit.depth - 1) * whole + block_flops(vit, rows=rows, keys=keys, queries=outputs)
+def plain_flops(vit: ViTConfig, rows: int) -> float:
+    """All blocks of a ViT on `rows` tokens."""
+    return vit.depth * block_flops(vit, rows=rows, keys=rows)
+
+
+def two_stream_flops(vit: ViTConfig, layout: TwoStreams) -> float:
+    """All blocks under two-stream attention; the last one updates the query rows only."""
+    keys, queries = layout.keys, layout.targets
+    whole, last = sum(b.area for b in layout.bands), sum(b.area for b in last_rows(layout.bands, queries))
+    block = block_flops(vit, rows=keys + queries, keys=keys, area=whole)
+    return (vit.depth - 1) * block + block_flops(vit, rows=queries, keys=keys, area=last)

@@ -12,18 +12,21 @@ One mask rule, five objectives:
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.permutation import attention_masks, draw_order, ranks, tie_ranks
-from mim_jax.methods.flops import blocks_flops, dense_flops
+from mim_jax.methods.flops import dense_flops, two_stream_flops
 from mim_jax.methods.mim import Mim, MimOptions
 from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
 from mim_jax.methods.token_method import TokenMethod, labels_at
 from mim_jax.methods.token_picture import token_picture
+from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
 
@@ -93,14 +96,17 @@ class Mapet(TokenMethod):
                 f"config.method.groups={options.groups} must lie in 1..{self.num_targets}, the number of targets"
             )
 
-    def masks(self) -> tuple[jax.Array, jax.Array]:
-        """The content and the query mask of slots that stand in rank order; the same for every example."""
+    @functools.cached_property
+    def layout(self) -> TwoStreams:
+        """Who sees whom when the slots stand in rank order; the same for every example."""
         slots = 1 + self.vit.num_patches
-        rank, targets = jnp.arange(slots), jnp.arange(self.context, slots)
-        if self.options.objective == "grouped":
-            rank = tie_ranks(rank, self.context, self.options.groups)
-        content, query = attention_masks(rank, targets, self.context)
-        return (content, query) if self.mask_tokens else (content[:slots, :slots], query[:, :slots])
+        with jax.ensure_compile_time_eval():
+            rank, targets = jnp.arange(slots), jnp.arange(self.context, slots)
+            if self.options.objective == "grouped":
+                rank = tie_ranks(rank, self.context, self.options.groups)
+            content, query = (np.asarray(mask) for mask in attention_masks(rank, targets, self.context))
+        keys = slots + (self.num_targets if self.mask_tokens else 0)
+        return TwoStreams(content[:keys, :keys], query[:, :keys], self.context)
 
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
         images = self.clean_images(batch)
@@ -115,24 +121,17 @@ class Mapet(TokenMethod):
         }
 
     def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
-        content, query = self.masks()
+        drop_keys = keys if train else None
         logits = self.apply(
-            params,
-            view["patches"],
-            view["order"],
-            content,
-            query,
-            mask_tokens=self.mask_tokens,
-            drop_keys=keys if train else None,
-            method="two_stream",
+            params, view["patches"], view["order"], self.layout, drop_keys=drop_keys, method="two_stream"
         )
         return {"logits": logits}
 
     def flops(self) -> float:
-        keys = 1 + self.vit.num_patches + (self.num_targets if self.mask_tokens else 0)
+        layout = self.layout
         return (
             dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
-            + blocks_flops(self.vit, rows=keys + self.num_targets, keys=keys, outputs=self.num_targets)
+            + two_stream_flops(self.vit, layout)
             + dense_flops(self.num_targets, self.vit.width, self.vocabulary)
         )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import block_mask, masked_first, random_mask
-from mim_jax.methods.flops import blocks_flops, dense_flops
+from mim_jax.methods.flops import dense_flops, plain_flops
 from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
 from mim_jax.methods.token_method import TokenMethod, labels_at
 from mim_jax.methods.token_picture import token_picture
@@ -80,10 +80,9 @@ class Mim(TokenMethod):
         return {"logits": logits}
 
     def flops(self) -> float:
-        rows = self.vit.num_slots
         return (
             dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
-            + blocks_flops(self.vit, rows=rows, keys=rows)
+            + plain_flops(self.vit, self.vit.num_slots)
             + dense_flops(self.num_masked, self.vit.width, self.vocabulary)
         )
 

@@ -5,7 +5,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mim_jax.models.bands import Band
 from mim_jax.models.layers import Dense, dense
+
+Mask = jax.Array | tuple[Band, ...] | None
+"""Who may attend to whom: a boolean array, bands of rows (a constant mask), or everybody to everybody."""
 
 
 class Projections(nn.Module):
@@ -81,6 +85,31 @@ def attend(
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
 
 
+def attend_in_bands(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    given: tuple[Band, ...],
+    *,
+    bias: jax.Array | None,
+    implementation: str,
+) -> jax.Array:
+    """`attend` under a constant mask that was cut into bands; the result is that of the whole mask."""
+    parts = []
+    for band in given:
+        rows, keys = slice(*band.rows), slice(*band.keys)
+        part = attend(
+            q[:, :, rows],
+            k[:, :, keys],
+            v[:, :, keys],
+            mask=None if band.mask is None else jnp.asarray(band.mask),
+            bias=None if bias is None else bias[..., rows, keys],
+            implementation=implementation,
+        )
+        parts.append(part)
+    return jnp.concatenate(parts, axis=2)
+
+
 class Attention(nn.Module):
     """Self-attention of the last `num_queries` rows to the first `num_keys` rows."""
 
@@ -97,10 +126,13 @@ class Attention(nn.Module):
         *,
         num_keys: int | None = None,
         num_queries: int | None = None,
-        mask: jax.Array | None = None,
+        mask: Mask = None,
         position_bias: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, R, D] to [B, num_queries, D]; both counts default to R. Mask and bias as in `attend`."""
+        """[B, R, D] to [B, num_queries, D]; both counts default to R. Bias as in `attend`.
+
+        mask: as in `attend`, or bands of the query rows (a constant mask).
+        """
         batch, rows, _ = x.shape
         keys, queries = num_keys or rows, num_queries or rows
         projected = Projections(self.width, self.bias, self.dtype, name="qkv")(x, keys, queries)
@@ -108,6 +140,9 @@ class Attention(nn.Module):
             t.reshape(batch, -1, self.heads, self.width // self.heads).transpose(0, 2, 1, 3)
             for t in projected
         )
-        out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
+        if isinstance(mask, tuple):
+            out = attend_in_bands(q, k, v, mask, bias=position_bias, implementation=self.implementation)
+        else:
+            out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
         out = out.transpose(0, 2, 1, 3).reshape(batch, queries, self.width)
         return Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)

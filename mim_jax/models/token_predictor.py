@@ -2,7 +2,8 @@
 
 Two-stream attention with shared weights (spec mapet.md 3-5) needs no second encoder: content rows and query rows are
 one sequence for the same blocks, of which the first rows are keys and a boolean mask says who sees whom. Rows stand in
-**rank order**, not raster order: attention does not care, and the masks become constants shared by the whole batch.
+**rank order**, not raster order: attention does not care, and the masks become constants shared by the whole batch
+(`two_streams.py`).
 """
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.models.layers import Dense
+from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViT, ViTConfig
 
 
@@ -33,45 +35,40 @@ class TokenPredictor(nn.Module):
         self,
         patches: jax.Array,
         order: jax.Array,
-        content_mask: jax.Array,
-        query_mask: jax.Array,
+        layout: TwoStreams,
         *,
-        mask_tokens: bool = True,
         drop_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Logits of every target, in rank order.
 
         Args:
             patches: [B, L, p p 3], raster order.
-            order: int32 [B, N], CLS = 0 first; the last P = query_mask.shape[-2] slots are the targets.
-            content_mask, query_mask: as `corruptions.permutation.attention_masks` gives them for ranks 0..N-1, without
-                a batch dimension ([K, K] and [P, K]) or with one; K = N + P with MASK tokens, N without.
-            mask_tokens: MASK tokens among the keys (MaPeT) or not (PIM).
+            order: int32 [B, N], CLS = 0 first; the slots after the context are the targets.
+            layout: how the rows stand and who sees whom.
             drop_keys: typed keys [B], None in evaluation; one draw a branch, shared by both streams.
         Returns:
             [B, P, vocabulary].
         """
-        num_targets = query_mask.shape[-2]
-        positions = jnp.broadcast_to(
-            self.encoder.positions(), (order.shape[0], order.shape[1], self.config.width)
-        )
-        positions = take_rows(positions, order)
-        # Pixels are gathered before the projection: no scatter in the backward pass.
-        embedded = self.encoder.embed(take_rows(patches, order[:, 1:] - 1))
-        real = jnp.concatenate([self.encoder.cls_row(embedded), embedded], axis=1)
+        context = layout.context
+        order = jnp.concatenate([order[:, context:][:, ::-1], order[:, :context]], axis=1)
+        table = jnp.broadcast_to(self.encoder.positions(), (*order.shape, self.config.width))
+        positions = take_rows(table, order)
+        # Pixels are gathered before the projection: no scatter in the backward pass. CLS (slot 0) has none.
+        place = jnp.concatenate([order[:, : layout.targets], order[:, layout.targets + 1 :]], axis=1)
+        embedded = self.encoder.embed(take_rows(patches, place - 1))
+        at = layout.targets
+        real = jnp.concatenate([embedded[:, :at], self.encoder.cls_row(embedded), embedded[:, at:]], axis=1)
         real = real + positions.astype(real.dtype)
-        queries = (self.mask_token + positions[:, -num_targets:]).astype(real.dtype)
-        rows = jnp.concatenate([real, queries, queries] if mask_tokens else [real, queries], axis=1)
-        mask = jnp.concatenate([content_mask, query_mask], axis=-2)
-        mask = mask if mask.ndim == 2 else mask[:, None]  # broadcast over heads
+        queries = (self.mask_token + positions[:, : layout.targets]).astype(real.dtype)
+        rows = jnp.concatenate([real, queries, queries] if layout.mask_tokens else [real, queries], axis=1)
         out = self.encoder.run(
             rows,
-            mask=mask,
+            mask=layout.bands,
             drop_keys=drop_keys,
-            num_keys=rows.shape[1] - num_targets,
-            num_outputs=num_targets,  # the last content update would be thrown away
+            num_keys=rows.shape[1] - layout.targets,
+            num_outputs=layout.targets,  # the last content update would be thrown away
         )[-1]
-        return self.head(self.encoder.final_norm(out))
+        return self.head(self.encoder.final_norm(out[:, ::-1]))
 
     def masked(
         self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None

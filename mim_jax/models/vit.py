@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from mim_jax.models.attention import Attention
+from mim_jax.models.attention import Attention, Mask
+from mim_jax.models.bands import last_rows
 from mim_jax.models.layers import Dense, LayerNorm, LayerScale, Mlp, drop_path
 from mim_jax.models.positions import RelativePositionBias, sincos_1d, sincos_2d
 
@@ -72,7 +73,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
+        mask: Mask = None,
         position_bias: jax.Array | None = None,
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
@@ -162,7 +163,7 @@ class ViT(nn.Module):
         self,
         x: jax.Array,
         *,
-        mask: jax.Array | None = None,
+        mask: Mask = None,
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
         num_outputs: int | None = None,
@@ -171,7 +172,7 @@ class ViT(nn.Module):
 
         Args:
             x: rows [B, R, D].
-            mask: bool, broadcastable to [B, H, R, num_keys].
+            mask: bool, broadcastable to [B, H, R, num_keys], or bands of the R rows.
             drop_keys: typed keys [B] for drop path; None in evaluation.
             num_keys: the first so many rows are keys and values in every block (None = all).
             num_outputs: the last block updates the last so many rows only (None = all).
@@ -183,7 +184,9 @@ class ViT(nn.Module):
         for index, block in enumerate(self.blocks):
             last = index == c.depth - 1
             queries = num_outputs if last else None
-            if queries and mask is not None:
+            if queries and isinstance(mask, tuple):
+                mask = last_rows(mask, queries)
+            elif queries and mask is not None:
                 mask = mask[..., mask.shape[-2] - queries :, :]
             if queries and bias is not None:
                 bias = bias[..., bias.shape[-2] - queries :, :]

@@ -1,10 +1,16 @@
 """Pixels and patches. A patch vector is flattened (row, column, channel), channel fastest; patches are in raster order."""
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PatchNorm = Literal["channel", "joint", "none"]
+"""How a target patch is normalised; see `normalise_patches`."""
+NORM_EPS = 1e-6
 
 
 def patchify(images: jax.Array, patch: int) -> jax.Array:
@@ -48,3 +54,43 @@ def denormalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ..
 def flip_where(images: jax.Array, flip: jax.Array) -> jax.Array:
     """Mirrors left-right the images [B, H, W, C] whose `flip` [B] is true."""
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def normalise_patches(values: jax.Array, how: PatchNorm) -> jax.Array:
+    """Targets relative to their own patch.
+
+    "channel" is Beyond Masking's PN (spec beyond_masking.md A3.2; give it values in [0, 1]): for each channel of a patch
+    (v - mean) / (sqrt(var) + 1e-6). "joint" is MAE's (spec amt.md 1.2): over all values of a patch
+    (v - mean) / sqrt(var + 1e-6). Variances are unbiased. "none" leaves the values as they are. A flat patch becomes 0
+    up to rounding; gradients are finite there, too.
+
+    Args:
+        values: [..., p p 3], patch vectors as `patchify` makes them, channel fastest.
+        how: "channel", "joint" or "none".
+    Returns:
+        float [..., p p 3], in float32 or wider.
+    Raises:
+        ValueError: for another `how`, or for patches of one pixel, which have no variance.
+    """
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if how == "none":
+        return values
+    if how not in get_args(PatchNorm):
+        raise ValueError(f"how must be one of {', '.join(get_args(PatchNorm))}, got {how!r}")
+    if values.shape[-1] < 6:
+        raise ValueError(
+            "patches of one pixel have no variance to be normalised by: use a patch of at least 2 px"
+        )
+    if how == "joint":
+        centred, var = _centre(values, axis=-1)
+        return centred / jnp.sqrt(var + NORM_EPS)
+    centred, var = _centre(values.reshape(*values.shape[:-1], -1, 3), axis=-2)
+    # The root has no derivative at 0: keep a flat patch out of it.
+    std = jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1)), 0)
+    return (centred / (std + NORM_EPS)).reshape(values.shape)
+
+
+def _centre(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Values minus their mean along an axis, and their unbiased variance (in two passes: no cancellation)."""
+    centred = values - jnp.mean(values, axis=axis, keepdims=True)
+    return centred, jnp.sum(centred**2, axis=axis, keepdims=True) / (values.shape[axis] - 1)

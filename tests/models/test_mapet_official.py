@@ -11,6 +11,7 @@ from mim_jax.corruptions.permutation import attention_masks, ranks, targets_of, 
 from mim_jax.interop.official import from_mapet, nest
 from mim_jax.models.classifier import Classifier
 from mim_jax.models.token_predictor import TokenPredictor
+from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
 
@@ -50,15 +51,8 @@ class Case:
         content, query = attention_masks(rank, jnp.arange(CONTEXT, SLOTS), CONTEXT)
         if not mask_tokens:
             content, query = content[:SLOTS, :SLOTS], query[:, :SLOTS]
-        out = NETWORK.apply(
-            {"params": params},
-            patchify(image, 16),
-            self.order,
-            content,
-            query,
-            mask_tokens=mask_tokens,
-            method="two_stream",
-        )
+        layout = TwoStreams(np.asarray(content), np.asarray(query), CONTEXT)
+        out = NETWORK.apply({"params": params}, patchify(image, 16), self.order, layout, method="two_stream")
         return jnp.take_along_axis(out, self.raster[..., None], axis=1)
 
     def loss(self, params, image) -> jax.Array:
@@ -213,10 +207,14 @@ def test_depth_one_last_query_is_mim_with_one_patch_masked(mapet_official) -> No
     with jax.enable_x64(True):
         case = Case(mapet_official, "float64")
         shallow = TokenPredictor(ViTConfig(**{**CONFIG.__dict__, "depth": 1}), 64)
-        params = {**case.params, "encoder": {k: v for k, v in case.params["encoder"].items() if k not in ("block_01", "block_02")}}
+        params = {
+            **case.params,
+            "encoder": {k: v for k, v in case.params["encoder"].items() if k not in ("block_01", "block_02")},
+        }
         content, query = attention_masks(jnp.arange(SLOTS), jnp.arange(CONTEXT, SLOTS), CONTEXT)
         patches = patchify(case.image, 16)
-        two = shallow.apply({"params": params}, patches, case.order, content, query, method="two_stream")[:, -1]
+        layout = TwoStreams(np.asarray(content), np.asarray(query), CONTEXT)
+        two = shallow.apply({"params": params}, patches, case.order, layout, method="two_stream")[:, -1]
         last = case.order[:, -1:] - 1
         mask = jax.nn.one_hot(last[:, 0], SLOTS - 1, dtype=bool)
         one = shallow.apply({"params": params}, patches, mask, last, method="masked")[:, 0]

@@ -32,7 +32,9 @@ def test_sincos_2d_is_maes_table() -> None:
     assert table.sum() == pytest.approx(69594.4939, abs=1e-3)
     token = {"1": table[1], "2": table[2], "15": table[15], "196": table[196]}
     np.testing.assert_allclose(token["1"][[0, 192, 384, 576]], [0, 1, 0, 1], atol=1e-12)
-    np.testing.assert_allclose(token["2"][[0, 1, 192, 384, 576]], [0.841471, 0.815251, 0.540302, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        token["2"][[0, 1, 192, 384, 576]], [0.841471, 0.815251, 0.540302, 0, 1], atol=1e-6
+    )
     np.testing.assert_allclose(token["15"][[0, 384, 385, 576]], [0, 0.841471, 0.815251, 0.540302], atol=1e-6)
     np.testing.assert_allclose(token["196"][[0, 384, 1]], [0.420167, 0.420167, -0.174370], atol=1e-6)
     decoder = sincos_2d((14, 14), 512)
@@ -60,7 +62,9 @@ def test_sincos_1d_is_beyond_maskings_table() -> None:
 def test_relative_index_is_query_minus_key() -> None:
     index = relative_index((2, 3), cls=True)
     entries = 3 * 5
-    assert index[0, 0] == entries + 2 and (index[0, 1:] == entries).all() and (index[1:, 0] == entries + 1).all()
+    assert (
+        index[0, 0] == entries + 2 and (index[0, 1:] == entries).all() and (index[1:, 0] == entries + 1).all()
+    )
     for q in range(6):
         for k in range(6):
             dr, dc = q // 3 - k // 3, q % 3 - k % 3
@@ -84,9 +88,15 @@ def test_positions_and_cls_on_a_non_square_grid(positions: str, cls: bool) -> No
 
 @pytest.mark.parametrize("relative_bias", ["shared", "per_block"])
 def test_relative_position_bias_adds_to_the_logits(relative_bias: str) -> None:
-    config = dataclasses.replace(SMALL, relative_bias=relative_bias, positions="none", qkv_bias="qv", layer_scale=0.5)
+    config = dataclasses.replace(
+        SMALL, relative_bias=relative_bias, positions="none", qkv_bias="qv", layer_scale=0.5
+    )
     variables, out = run(config)
-    tables = [p for path, p in jax.tree_util.tree_leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)]
+    tables = [
+        p
+        for path, p in jax.tree_util.tree_leaves_with_path(variables)
+        if "table" in jax.tree_util.keystr(path)
+    ]
     assert len(tables) == (1 if relative_bias == "shared" else 2) and tables[0].shape == (7 * 11 + 3, 2)
     without = jax.tree_util.tree_map_with_path(
         lambda path, p: 0 * p if "table" in jax.tree_util.keystr(path) else p, variables
@@ -133,7 +143,9 @@ def test_layer_norm_keeps_float64_and_lifts_bfloat16() -> None:
         wide = jnp.asarray(np.asarray(x), jnp.float64)
         out = LayerNorm().apply({"params": {"scale": jnp.ones(64), "bias": jnp.zeros(64)}}, wide)
         assert out.dtype == jnp.float64
-        np.testing.assert_allclose(out, (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-6), atol=1e-12)
+        np.testing.assert_allclose(
+            out, (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-6), atol=1e-12
+        )
 
 
 def test_gelu_is_exact() -> None:
@@ -174,6 +186,10 @@ def test_resizing_positions_like_timm() -> None:
     table = np.random.default_rng(0).normal(size=(1, 16, 8)).astype(np.float32)
     for new in ((7, 7), (3, 3), (6, 4)):
         grid = torch.from_numpy(table).reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
-        theirs = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+        theirs = torch.nn.functional.interpolate(
+            grid, size=new, mode="bicubic", antialias=True, align_corners=False
+        )
         theirs = theirs.permute(0, 2, 3, 1).reshape(1, -1, 8).numpy()
-        np.testing.assert_allclose(resize_positions(jnp.asarray(table), (4, 4), new, prefix=0), theirs, atol=2e-5)
+        np.testing.assert_allclose(
+            resize_positions(jnp.asarray(table), (4, 4), new, prefix=0), theirs, atol=2e-5
+        )

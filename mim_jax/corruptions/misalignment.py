@@ -1,0 +1,177 @@
+"""Spatial misalignment: zoom in, zoom out, fish-eye, and the area resize they are scored with (Beyond Masking, arXiv 2203.14313).
+
+What the encoder sees lies elsewhere than what the decoder must paint; no coordinates are given to the network. Spec
+beyond_masking.md A3.3, A4 (a, b, c). Every random op comes as a draw (with a key, one per image) and as a pure function
+of what was drawn. Ops are linear in the image, so values may be raw or normalised; they compute in float32 or wider
+(`promote_types(dtype, float32)`), gathers keep the dtype. Sides are Python ints: shapes stay static.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STRENGTH = (0.15, 0.25)
+"""Range of the fish-eye strength k (spec A4 c)."""
+
+
+@lru_cache(maxsize=64)
+def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """The matrix of torch's interpolate(mode="area") along one axis (spec A3.3), for up- and down-sampling.
+
+    Row r is the unweighted mean over the inputs floor(r i / o) .. ceil((r + 1) i / o) - 1, in integer arithmetic.
+
+    Args:
+        size_in, size_out: i and o, pixels, at least 1.
+    Returns:
+        float64 [size_out, size_in], read-only (it is cached); rows sum to 1.
+    Raises:
+        ValueError: for a size below 1.
+    """
+    if size_in < 1 or size_out < 1:
+        raise ValueError(f"sizes must be at least 1 px, got {size_in} and {size_out}")
+    rows = np.arange(size_out)[:, None]
+    start, stop = rows * size_in // size_out, -(-(rows + 1) * size_in // size_out)
+    column = np.arange(size_in)[None, :]
+    matrix = ((column >= start) & (column < stop)) / (stop - start)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def area_resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Area resize (adaptive average pooling) of whole batches by one matrix product per axis.
+
+    Args:
+        images: [..., H, W, C].
+        size: rows and columns wanted, pixels.
+    Returns:
+        [..., *size, C], in float32 or wider.
+    """
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    images = images.astype(dtype)
+    # HIGHEST: TF32 or bf16 products would cost three digits of target and of prediction.
+    if size[0] != images.shape[-3]:
+        down = jnp.asarray(area_matrix(images.shape[-3], size[0]), dtype)
+        images = jnp.einsum("oh,...hwc->...owc", down, images, precision=jax.lax.Precision.HIGHEST)
+    if size[1] != images.shape[-2]:
+        across = jnp.asarray(area_matrix(images.shape[-2], size[1]), dtype)
+        images = jnp.einsum("ow,...hwc->...hoc", across, images, precision=jax.lax.Precision.HIGHEST)
+    return images
+
+
+def zoom_in(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The centre crop at native resolution (spec A4 a): [..., Z, Z, C] to [..., *size, C]; size Z is the identity.
+
+    Raises:
+        ValueError: unless the margin is even and not negative on both axes (an odd one has no centre, spec A10 13).
+    """
+    top, left = (_half_margin(have, want) for have, want in zip(images.shape[-3:-1], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1], :]
+
+
+def _half_margin(have: int, want: int) -> int:
+    if want > have or (have - want) % 2:
+        raise ValueError(f"a centre crop of {want} px needs {want} px plus an even margin, got {have} px")
+    return (have - want) // 2
+
+
+def draw_offset(key: jax.Array, margin: tuple[int, int]) -> jax.Array:
+    """Where a zoomed-out image lies on its canvas: (top, left), each uniform in 0 .. margin - 1 (spec A4 b).
+
+    The margin itself is never drawn, as in the released code; `zoom_out` accepts it. Margin 0 gives 0.
+
+    Args:
+        key: one per image (one for a whole batch is the released code's habit).
+        margin: canvas minus image, rows and columns, pixels.
+    Returns:
+        int32 [2].
+    """
+    return jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(margin, jnp.int32), 1), jnp.int32)
+
+
+def zoom_out(image: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The image on a larger canvas, the rest filled with its mirror image (symmetric: the edge pixel repeated; spec A4 b).
+
+    Also applied to the prediction, so that both are compared in canvas geometry: it is differentiable.
+
+    Args:
+        image: [h, w, C] (vmap for a batch).
+        offset: int [2], (top, left), each in 0 .. canvas - image, both ends included. Not checked: it is traced.
+        size: rows and columns of the canvas, pixels.
+    Returns:
+        [*size, C], dtype of the image; its values are the image's.
+    Raises:
+        ValueError: if the canvas is smaller than the image, or the margin larger than it (one mirror is not enough).
+    """
+    for have, want in zip(image.shape[:2], size, strict=True):
+        if not have <= want <= 2 * have:
+            raise ValueError(
+                f"a canvas of {want} px takes images of {-(-want // 2)} to {want} px, got {have} px"
+            )
+    rows, columns = (_mirrored(image.shape[axis], offset[axis], size[axis]) for axis in (0, 1))
+    return image.at[rows].get(mode="clip").at[:, columns].get(mode="clip")
+
+
+def _mirrored(length: int, offset: jax.Array, size: int) -> jax.Array:
+    """Which of `length` pixels each of the `size` pixels of a canvas axis shows; int32 [size]."""
+    place = jnp.arange(size, dtype=jnp.int32) - jnp.asarray(offset, jnp.int32)
+    place = jnp.where(place < 0, -1 - place, place)
+    return jnp.where(place >= length, 2 * length - 1 - place, place)
+
+
+def draw_distortion(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Parameters of one fish-eye (spec A4 c): centre (cx, cy) from U(-1, 1) and strength from U(0.15, 0.25).
+
+    Returns:
+        float32 [2] (x to the right, y down, the image's corner pixels at -1 and 1) and float32 scalar.
+    """
+    centre_key, strength_key = jax.random.split(key)
+    centre = jax.random.uniform(centre_key, (2,), jnp.float32, -1.0, 1.0)
+    return centre, jax.random.uniform(strength_key, (), jnp.float32, *STRENGTH)
+
+
+def distortion_grid(centre: jax.Array, strength: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Where each output pixel looks: g' = g + k r (c - g), r = |c - g| (spec A4 c).
+
+    Args:
+        centre: [2], (cx, cy).
+        strength: scalar k. For k <= 1 / (2 sqrt 2) and a centre inside, all g' lie inside the image.
+        size: rows and columns, pixels.
+    Returns:
+        [*size, 2], (x, y) with the corner pixels at -1 and 1; in float32 or wider, as `centre`.
+    """
+    dtype = jnp.promote_types(centre.dtype, jnp.float32)
+    y, x = (jnp.linspace(-1.0, 1.0, side, dtype=dtype) for side in size)
+    place = jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
+    towards = centre.astype(dtype) - place
+    squared = jnp.sum(towards**2, axis=-1, keepdims=True)
+    # The root has no derivative at 0, the product r (c - g) has (0): keep the pixel at the centre out of the root.
+    radius = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return place + jnp.asarray(strength, dtype) * radius * towards
+
+
+def distort(image: jax.Array, centre: jax.Array, strength: jax.Array) -> jax.Array:
+    """The fish-eye: the image sampled bilinearly at `distortion_grid` (align_corners: pixel = (g' + 1) / 2 (side - 1)).
+
+    Args:
+        image: [H, W, C] (vmap for a batch).
+        centre: [2], (cx, cy), inside [-1, 1].
+        strength: scalar k; 0 is the identity up to rounding.
+    Returns:
+        [H, W, C], in float32 or wider.
+    """
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+    height, width, channels = image.shape
+    grid = distortion_grid(centre.astype(dtype), strength, (height, width))
+    last = jnp.asarray([width - 1, height - 1], jnp.int32)
+    position = jnp.clip((grid + 1) / 2 * last, 0, last)  # rounding may step out by 1e-5 px
+    low = jnp.floor(position).astype(jnp.int32)
+    high = jnp.minimum(low + 1, last)
+    part = position - low
+    (x0, y0), (x1, y1), (right, lower) = (jnp.moveaxis(v, -1, 0) for v in (low, high, part))
+    corners = jnp.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1])
+    found = image.reshape(height * width, channels).astype(dtype).at[corners].get(mode="promise_in_bounds")
+    upper, left = 1 - lower, 1 - right
+    weights = jnp.stack([upper * left, upper * right, lower * left, lower * right])
+    return jnp.sum(weights[..., None] * found, axis=0)
