@@ -54,6 +54,7 @@ def demo() -> ml_collections.ConfigDict:
     config.model.patch = 2
     config.model.drop_path = 0.0
     config.augment.crop = "none"
+    config.augment.eval_crop = "none"
     config.augment.jitter = 0.0
     config.method.vocabulary = 64
     config.optim.lr = 3e-3

@@ -8,26 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mim_jax.config.check import ConfigError, one_of, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Loader, Source, TokenCache, evaluation_batches, open_source, place
+from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, open_source, place
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
+from mim_jax.training import bad_images, first_batch
 from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.facts import announce, run_facts, show_result
 from mim_jax.training.heldout import HeldOut
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.log import read_metrics, say
 from mim_jax.training.loop import Evaluator, restore_or_create, steps_per_epoch, train
 from mim_jax.training.optimiser import make_optimiser
-from mim_jax.training.report import write_report
+from mim_jax.training.report import REPORT, write_report
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.sinks import open_sinks
 from mim_jax.training.state import TrainState
-from mim_jax.training.table import as_text, result_rows
-from mim_jax.training.workdir import claim, versions
+from mim_jax.training.table import result_rows
+from mim_jax.training.wandb_sink import import_wandb
+from mim_jax.training.workdir import claim
 from mim_jax.transfer.knn import Knn
 
 PREPARE_EXAMPLES = 50_000
@@ -36,6 +39,8 @@ PREPARE_EXAMPLES = 50_000
 
 def run(config: Config, workdir: Path) -> int:
     """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again)."""
+    started = time.time()
+    import_wandb(config)  # a missing package is said before anything is compiled
     one_of("config.task", config.task, ("pretrain",))
     train_source, test_source = (
         _open(config, split) for split in (config.data.split, config.data.test_split)
@@ -65,10 +70,8 @@ def run(config: Config, workdir: Path) -> int:
         extras=extras,
     )
     claim(workdir, config)
-    _announce(config, method, train_source, test_source, loader, shapes, workdir)
-
-    started = time.perf_counter()
-    batches = functools.partial(_eval_batches, config, method, mesh)
+    announce(method, loader, len(test_source), shapes, workdir)
+    batches = functools.partial(_eval_batches, config, mesh)
     evaluators = _evaluators(config, method, mesh, train_source, test_source, batches)
     with (
         Shutdown() as shutdown,
@@ -80,28 +83,43 @@ def run(config: Config, workdir: Path) -> int:
             best_metric=config.checkpoint.best_metric,
         ) as checkpoints,
     ):
+        if _finished(config, checkpoints) and (workdir / REPORT).exists():
+            say(f"this run is finished: {config.schedule.steps} steps")
+            show_result(workdir, bad_images.remember(workdir, ()))
+            return 0
         first_step, state = restore_or_create(
             method, optimiser, checkpoints, mesh, functools.partial(_prepare, config, method, train_source)
         )
-        if first_step == config.schedule.steps:
-            say(f"this run is finished: {first_step} steps; its report is {workdir / 'report.html'}")
-        finished = train(
-            method,
-            optimiser,
-            state,
-            loader,
-            first_step=first_step,
-            mesh=mesh,
-            evaluators=evaluators,
-            checkpoints=checkpoints,
-            workdir=workdir,
-            shutdown=shutdown,
-        )
+        with open_sinks(config, workdir, first_step, started) as sinks:
+            finished = train(
+                method,
+                optimiser,
+                state,
+                loader,
+                first_step=first_step,
+                mesh=mesh,
+                evaluators=evaluators,
+                checkpoints=checkpoints,
+                sink=sinks,
+                workdir=workdir,
+                shutdown=shutdown,
+            )
+        bad = bad_images.remember(workdir, (train_source, test_source))
         if finished is None:
             return EXIT_AGAIN
-    picture = _picture(method, finished, batches(test_source)) if not method.cached_view else None
-    _report(config, workdir, train_source, picture, time.perf_counter() - started)
+    picture = (
+        _picture(method, finished, batches(test_source, method.eval_spec)) if not method.cached_view else None
+    )
+    if jax.process_index() == 0:
+        _report(method, workdir, train_source, bad, picture)
+        show_result(workdir, bad)
     return 0
+
+
+def _finished(config: Config, checkpoints: Checkpoints) -> bool:
+    """Whether the last step is saved, and whole; its arrays are verified only where the step is there."""
+    steps = resolved(config.schedule.steps)
+    return steps in checkpoints.steps() and checkpoints.newest_good() == steps
 
 
 def _open(config: Config, split: str) -> Source:
@@ -131,12 +149,12 @@ def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
 
 
 def _eval_batches(
-    config: Config, method: Method, mesh: jax.sharding.Mesh, source: Source, limit: int | None = None
+    config: Config, mesh: jax.sharding.Mesh, source: Source, spec: InputSpec, limit: int | None = None
 ) -> Iterable[Batch]:
-    """Placed batches of a split in its own order and the method's evaluation view."""
+    """Placed batches of a split in its own order, in the view of `spec`."""
     batches = evaluation_batches(
         source,
-        method.eval_spec,
+        spec,
         batch_size=resolved(config.eval.batch_size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -160,14 +178,18 @@ def _evaluators(
         say("no held-out loss: the token cache covers the training images only")
     else:
         evaluators.append(
-            HeldOut(method, lambda: batches(test_source, limit=config.eval.heldout_examples), mesh=mesh)
+            HeldOut(
+                method,
+                lambda: batches(test_source, method.eval_spec, limit=config.eval.heldout_examples),
+                mesh=mesh,
+            )
         )
     if config.eval.knn and train_source.num_classes:
         evaluators.append(
             Knn(
                 method,
-                lambda: batches(train_source, limit=config.eval.knn_examples),
-                lambda: batches(test_source, limit=config.eval.knn_examples),
+                lambda: batches(train_source, method.feature_spec, limit=config.eval.knn_examples),
+                lambda: batches(test_source, method.feature_spec, limit=config.eval.knn_examples),
                 num_classes=train_source.num_classes,
                 sharding=batch_sharding(mesh),
             )
@@ -182,7 +204,7 @@ def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
 
     def images() -> Iterable[Any]:
         batches = evaluation_batches(
-            source, method.eval_spec, batch_size=256, limit=PREPARE_EXAMPLES, threads=config.data.threads
+            source, method.feature_spec, batch_size=256, limit=PREPARE_EXAMPLES, threads=config.data.threads
         )
         for batch in batches:
             yield batch["image"][batch["valid"]]
@@ -196,69 +218,38 @@ def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
     return artefacts
 
 
-def _announce(
-    config: Config,
-    method: Method,
-    train_source: Source,
-    test_source: Source,
-    loader: Loader,
-    shapes: Any,
-    workdir: Path,
-) -> None:
-    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    m, s, o = config.model, config.schedule, config.optim
-    say(f"data     {train_source.describe()}; held out: {len(test_source)}")
-    say(
-        f"model    ViT width {m.width}, depth {m.depth}, heads {m.heads}, patch {m.patch}, {parameters:,} parameters, {m.dtype}"
-    )
-    say(f"method   {', '.join(f'{k}={v}' for k, v in config.method.items())}")
-    say(
-        f"run      {s.steps} steps of {config.data.batch_size} images ({s.epochs:g} epochs), peak lr {o.lr:g}, warm-up {s.warmup_steps} steps"
-    )
-    say(f"cost     {method.flops() / 1e9:.3f} GFLOP a training image")
-    say(
-        f"devices  {versions()['devices']}, mesh data={config.mesh.data} fsdp={config.mesh.fsdp} tensor={config.mesh.tensor}"
-    )
-    say(f"memory   {loader.describe_memory()}")
-    say(f"workdir  {workdir}")
-
-
 def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Picture | None:
     """The method's picture of its first held-out images."""
     if jax.process_count() > 1:  # drawing needs whole arrays on one host
         return None
-    batch = {key: value[:8] for key, value in next(iter(batches)).items()}
-    keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
-    view = method.corrupt(keys, batch, state.artefacts)
-    return method.picture(view, method.forward(state.params, view, keys, False), state.artefacts)
+
+    @jax.jit  # operation by operation it would compile some hundred programs
+    def view_and_outputs(params: Any, artefacts: Any, batch: Batch) -> tuple[Any, Any]:
+        batch = {key: value[:8] for key, value in batch.items()}
+        keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
+        view = method.corrupt(keys, batch, artefacts)
+        return view, method.forward(params, view, keys, False)
+
+    view, outputs = view_and_outputs(state.params, state.artefacts, dict(next(iter(batches))))
+    return method.picture(view, outputs, state.artefacts)
 
 
-def _report(config: Config, workdir: Path, source: Source, picture: Picture | None, seconds: float) -> None:
-    if jax.process_index() != 0:
-        return
+def _report(
+    method: Method, workdir: Path, train_source: Source, bad: dict[str, str], picture: Picture | None
+) -> None:
+    config = method.config
     records = read_metrics(workdir / "metrics.jsonl")
-    rows = result_rows(records)
-    steps = resolved(config.schedule.steps)
-    facts = {
-        "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
-        "data": f"{source.describe()}, fingerprint {source.fingerprint}",
-        "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps",
-        "wall time of this session": f"{seconds:.0f} s",
-        **versions(),
-    }
     write_report(
-        workdir / "report.html",
-        title=f"{config.method['name']} on {source.name}",
-        facts=facts,
+        workdir / REPORT,
+        title=f"{config.method['name']} on {train_source.name}",
+        facts=run_facts(method, train_source, workdir, steps_per_epoch(method, len(train_source))),
         records=records,
-        rows=rows,
+        rows=result_rows(records),
         picture=picture,
+        first_batch=workdir / first_batch.FILE,
+        bad=bad,
         config_text=json.dumps(to_dict(config), indent=2),
     )
-    say("")
-    say(as_text(rows))
-    say("")
-    say(f"report: {workdir / 'report.html'}")
 
 
 __all__ = ["ConfigError", "run"]

@@ -26,3 +26,13 @@ def official(name: str) -> "np.lib.npyio.NpzFile":
 @pytest.fixture(scope="session")
 def mapet_official() -> "np.lib.npyio.NpzFile":
     return official("mapet_public")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny run that is finished; tests only read it."""
+    from tiny import tiny_run
+
+    workdir = tmp_path_factory.mktemp("finished") / "tiny"
+    assert tiny_run(workdir) == 0
+    return workdir

@@ -58,6 +58,10 @@ class Augment:
     crop: str = "random_resized"  # random_resized | centre_square | squash | none
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    resample: str = "bicubic"  # bicubic | bilinear; antialiased
+    eval_crop: str = (
+        "centre_square"  # of evaluation: centre_square | random_resized (fixed by the index) | squash | none
+    )
     flip: bool = True
     jitter: float = 0.0  # brightness, contrast and saturation, each x U(1 - j, 1 + j)
 
@@ -121,6 +125,8 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Log:
     every_steps: int | None = None  # None = fifty times a run
+    tensorboard: bool = True  # event files in <workdir>/tensorboard
+    wandb: str = ""  # project at Weights & Biases; empty = off (needs pip install wandb)
 
 
 @dataclasses.dataclass(frozen=True)

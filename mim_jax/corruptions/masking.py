@@ -29,6 +29,17 @@ def mask_from_noise(noise: jax.Array, num_masked: int) -> jax.Array:
     return place >= length - num_masked
 
 
+def random_split(key: jax.Array, num_patches: int, num_visible: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of the visible and of the hidden patches of one image, uniformly; int32 [K] and [L - K]."""
+    return split_by_noise(jax.random.uniform(key, (num_patches,)), num_visible)
+
+
+def split_by_noise(noise: jax.Array, num_visible: int) -> tuple[jax.Array, jax.Array]:
+    """The explicit entry, MAE's rule: the `num_visible` patches of smallest noise are visible, in order of noise."""
+    order = jnp.argsort(noise, axis=-1, stable=True).astype(jnp.int32)
+    return order[..., :num_visible], order[..., num_visible:]
+
+
 def masked_first(mask: jax.Array, num_masked: int) -> tuple[jax.Array, jax.Array]:
     """Indices of hidden and of visible patches, each in raster order, from a mask with `num_masked` True per row.
 

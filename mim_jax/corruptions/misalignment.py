@@ -110,7 +110,7 @@ def zoom_out(image: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.
                 f"a canvas of {want} px takes images of {-(-want // 2)} to {want} px, got {have} px"
             )
     rows, columns = (_mirrored(image.shape[axis], offset[axis], size[axis]) for axis in (0, 1))
-    return image.at[rows].get(mode="clip").at[:, columns].get(mode="clip")
+    return jnp.take(jnp.take(image, rows, axis=0, mode="clip"), columns, axis=1, mode="clip")
 
 
 def _mirrored(length: int, offset: jax.Array, size: int) -> jax.Array:
@@ -141,14 +141,19 @@ def distortion_grid(centre: jax.Array, strength: jax.Array, size: tuple[int, int
     Returns:
         [*size, 2], (x, y) with the corner pixels at -1 and 1; in float32 or wider, as `centre`.
     """
-    dtype = jnp.promote_types(centre.dtype, jnp.float32)
-    y, x = (jnp.linspace(-1.0, 1.0, side, dtype=dtype) for side in size)
+    place, shift = _fish_eye(centre.astype(jnp.promote_types(centre.dtype, jnp.float32)), strength, size)
+    return place + shift
+
+
+def _fish_eye(centre: jax.Array, strength: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Each pixel's own place g and how far away it looks, k r (c - g); [*size, 2] both, in the dtype of `centre`."""
+    y, x = (jnp.linspace(-1.0, 1.0, side, dtype=centre.dtype) for side in size)
     place = jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
-    towards = centre.astype(dtype) - place
+    towards = centre - place
     squared = jnp.sum(towards**2, axis=-1, keepdims=True)
     # The root has no derivative at 0, the product r (c - g) has (0): keep the pixel at the centre out of the root.
     radius = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-    return place + jnp.asarray(strength, dtype) * radius * towards
+    return place, jnp.asarray(strength, centre.dtype) * radius * towards
 
 
 def distort(image: jax.Array, centre: jax.Array, strength: jax.Array) -> jax.Array:
@@ -157,21 +162,27 @@ def distort(image: jax.Array, centre: jax.Array, strength: jax.Array) -> jax.Arr
     Args:
         image: [H, W, C] (vmap for a batch).
         centre: [2], (cx, cy), inside [-1, 1].
-        strength: scalar k; 0 is the identity up to rounding.
+        strength: scalar k; 0 is exactly the identity.
     Returns:
         [H, W, C], in float32 or wider.
     """
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     height, width, channels = image.shape
-    grid = distortion_grid(centre.astype(dtype), strength, (height, width))
+    _, shift = _fish_eye(centre.astype(dtype), strength, (height, width))
     last = jnp.asarray([width - 1, height - 1], jnp.int32)
-    position = jnp.clip((grid + 1) / 2 * last, 0, last)  # rounding may step out by 1e-5 px
+    y, x = jnp.mgrid[:height, :width]
+    # From the pixel's own integer place: exact where nothing moves, and five times finer than (g' + 1) / 2 (side - 1).
+    position = jnp.clip(jnp.stack([x, y], axis=-1) + shift * (last / 2).astype(dtype), 0, last)
     low = jnp.floor(position).astype(jnp.int32)
     high = jnp.minimum(low + 1, last)
-    part = position - low
-    (x0, y0), (x1, y1), (right, lower) = (jnp.moveaxis(v, -1, 0) for v in (low, high, part))
-    corners = jnp.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1])
-    found = image.reshape(height * width, channels).astype(dtype).at[corners].get(mode="promise_in_bounds")
-    upper, left = 1 - lower, 1 - right
-    weights = jnp.stack([upper * left, upper * right, lower * left, lower * right])
-    return jnp.sum(weights[..., None] * found, axis=0)
+    (x0, y0), (x1, y1) = (jnp.moveaxis(index, -1, 0) for index in (low, high))
+    right, lower = jnp.split(position - low, 2, axis=-1)
+    pixels = image.astype(dtype).reshape(height * width, channels)
+
+    def at(y: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.take(pixels, y * width + x, axis=0, mode="clip")
+
+    # Four gathers that XLA fuses with their weights; stacked into one they are written out first: 4.6 times as slow (CPU).
+    above = (1 - right) * at(y0, x0) + right * at(y0, x1)
+    below = (1 - right) * at(y1, x0) + right * at(y1, x1)
+    return (1 - lower) * above + lower * below

@@ -6,6 +6,7 @@ ViT-S; tests hold the sum to XLA's own count.
 """
 
 from mim_jax.models.bands import last_rows
+from mim_jax.models.encoder_decoder import DecoderConfig
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 
@@ -31,9 +32,24 @@ def block_flops(vit: ViTConfig, *, rows: int, keys: int, area: int | None = None
     )
 
 
-def plain_flops(vit: ViTConfig, rows: int) -> float:
-    """All blocks of a ViT on `rows` tokens."""
-    return vit.depth * block_flops(vit, rows=rows, keys=rows)
+def plain_flops(vit: ViTConfig, rows: int, outputs: int | None = None) -> float:
+    """All blocks of a ViT on `rows` tokens; the last one updates `outputs` of them (None = all)."""
+    last = block_flops(vit, rows=rows if outputs is None else outputs, keys=rows)
+    return (vit.depth - 1) * block_flops(vit, rows=rows, keys=rows) + last
+
+
+def encoder_decoder_flops(
+    vit: ViTConfig, decoder: DecoderConfig, *, visible: int, hidden: int, painted: int, channels: int = 3
+) -> float:
+    """An encoder on `visible` patches, a decoder on these and `hidden` ones, of which `painted` are predicted."""
+    encoded = vit.prefix + visible
+    return (
+        dense_flops(visible, channels * vit.patch**2, vit.width, first=True)
+        + plain_flops(vit, encoded)
+        + dense_flops(encoded, vit.width, decoder.width)
+        + plain_flops(decoder.trunk(vit), encoded + hidden, painted)
+        + dense_flops(painted, decoder.width, 3 * vit.patch**2)
+    )
 
 
 def two_stream_flops(vit: ViTConfig, layout: TwoStreams) -> float:

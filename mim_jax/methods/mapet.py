@@ -65,7 +65,7 @@ def build(config: Config, options: MapetOptions) -> TokenMethod:
 
 
 class Mapet(TokenMethod):
-    """Two streams over the slots in rank order, so that the attention masks are constants (see `TokenPredictor`)."""
+    """Two streams over the slots in rank order, so that the attention masks are constants (see `MaskedPredictor`)."""
 
     name = "mapet"
 

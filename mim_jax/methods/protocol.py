@@ -135,14 +135,18 @@ class Method(abc.ABC):
             scale=augment.scale,
             ratio=augment.ratio,
             flip=augment.flip,
+            resample=augment.resample,
         )
 
     @property
     def eval_spec(self) -> InputSpec:
-        """The deterministic view for evaluation: the centred square, unless nothing is cropped in training either."""
-        spec = self.input_spec
-        crop = spec.crop if spec.crop in ("none", "squash") else "centre_square"
-        return dataclasses.replace(spec, crop=crop, flip=False)
+        """The view of held-out images: of the size that `corrupt` wants, the same at every evaluation."""
+        return dataclasses.replace(self.input_spec, crop=self.config.augment.eval_crop, flip=False)
+
+    @property
+    def feature_spec(self) -> InputSpec:
+        """The view of images that `encode` is given: of the encoder's size."""
+        return dataclasses.replace(self.eval_spec, size=self.vit.image_size, extras=())
 
     def example_patches(self) -> jax.Array:
         """Patches of one blank image, to initialise with."""
@@ -155,11 +159,11 @@ class Method(abc.ABC):
         return init_by_rules(shapes, self.rules.init, key)
 
     def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
-        """Artefacts to start with. `images()` yields the training images once, uint8 [b, H, W, 3], in the eval view."""
+        """Artefacts to start with. `images()` yields the training images once, uint8 [b, H, W, 3], in `feature_spec`."""
         return {}
 
-    def baseline(self, view: View, artefacts: Artefacts) -> Terms:
-        """What can be reached without looking at the image, as terms like those of `loss`; held-out only."""
+    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+        """What can be reached without looking at the image: name -> terms like those of `loss`; held-out only."""
         return {}
 
     def encode(self, params: Params, images: jax.Array) -> Features:

@@ -13,7 +13,7 @@ from mim_jax.config.schema import Config
 from mim_jax.data import InputSpec
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
-from mim_jax.models.token_predictor import TokenPredictor, take_rows
+from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.kmeans import fit_kmeans
 
@@ -47,8 +47,8 @@ class TokenMethod(Method):
         self.cached_view = bool(tokens)
 
     @property
-    def module(self) -> TokenPredictor:
-        return TokenPredictor(self.vit, self.vocabulary)
+    def module(self) -> MaskedPredictor:
+        return MaskedPredictor(self.vit, self.vocabulary)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -94,25 +94,23 @@ class TokenMethod(Method):
     def loss(self, outputs: Outputs, view: View) -> Terms:
         """Cross-entropy (nats) and accuracy of the targets."""
         logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
-        return _token_terms(jax.nn.log_softmax(logits), view["labels"], "loss", "token_accuracy")
+        return _token_terms(jax.nn.log_softmax(logits), view["labels"])
 
-    def baseline(self, view: View, artefacts: Artefacts) -> Terms:
+    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
         """Guessing all tokens alike, and the best that a per-position token frequency can do without any image."""
         count = jnp.full(view["labels"].shape[:1], view["labels"].shape[1], jnp.float32)
-        uniform = {"uniform_loss": (count * jnp.log(float(self.vocabulary)), count)}
+        uniform: dict[str, Terms] = {"uniform": {"loss": (count * jnp.log(float(self.vocabulary)), count)}}
         if "frequency" not in artefacts:
             return uniform
         log_probability = artefacts["frequency"][view["targets"]]
-        return uniform | _token_terms(
-            log_probability, view["labels"], "position_frequency_loss", "position_frequency_accuracy"
-        )
+        return uniform | {"position_frequency": _token_terms(log_probability, view["labels"])}
 
 
-def _token_terms(log_probability: jax.Array, labels: jax.Array, loss: str, accuracy: str) -> Terms:
+def _token_terms(log_probability: jax.Array, labels: jax.Array) -> Terms:
     chosen = jnp.take_along_axis(log_probability, labels[..., None], axis=-1)[..., 0]
     correct = (jnp.argmax(log_probability, axis=-1) == labels).astype(jnp.float32)
     count = jnp.full(labels.shape[:1], labels.shape[1], jnp.float32)
-    return {loss: (-jnp.sum(chosen, axis=1), count), accuracy: (jnp.sum(correct, axis=1), count)}
+    return {"loss": (-jnp.sum(chosen, axis=1), count), "token_accuracy": (jnp.sum(correct, axis=1), count)}
 
 
 def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.ndarray:

@@ -111,16 +111,13 @@ def _block_class(remat: str) -> type[nn.Module]:
     return nn.remat(Block, prevent_cse=False, policy=policies[remat], static_argnums=(5, 6))
 
 
-class ViT(nn.Module):
-    """A plain ViT on patches. The methods compose `embed`, `cls_row`, `positions`, `run` and `final_norm`."""
+class Trunk(nn.Module):
+    """Positions, blocks and final norm: an encoder without its embedding, or a decoder."""
 
     config: ViTConfig
 
     def setup(self) -> None:
         c = self.config
-        self.patch_embed = Dense(c.width, dtype=c.dtype)
-        if c.cls:
-            self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c.width))
         if c.positions == "learned":
             self.pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), (1, c.num_slots, c.width))
         if c.relative_bias == "shared":
@@ -142,22 +139,6 @@ class ViT(nn.Module):
         if c.positions not in tables:
             raise ValueError(f"model.positions is learned, {', '.join(tables)}, not {c.positions!r}")
         return jnp.asarray(np.pad(tables[c.positions](), ((c.prefix, 0), (0, 0)))[None], jnp.float32)
-
-    def embed(self, patches: jax.Array) -> jax.Array:
-        """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""
-        return self.patch_embed(patches)
-
-    def cls_row(self, like: jax.Array) -> jax.Array:
-        """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
-        if not self.config.cls:
-            return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
-        return jnp.broadcast_to(self.cls_token, (like.shape[0], 1, self.config.width)).astype(like.dtype)
-
-    def tokens(self, patches: jax.Array) -> jax.Array:
-        """All slots of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
-        x = self.embed(patches)
-        x = jnp.concatenate([self.cls_row(x), x], axis=1)
-        return x + self.positions().astype(x.dtype)
 
     def run(
         self,
@@ -197,11 +178,38 @@ class ViT(nn.Module):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
 
+
+class ViT(Trunk):
+    """A plain ViT on patches. The methods compose `embed`, `cls_row`, `positions`, `run` and `final_norm`."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.patch_embed = Dense(c.width, dtype=c.dtype)
+        if c.cls:
+            self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c.width))
+
+    def embed(self, patches: jax.Array) -> jax.Array:
+        """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""
+        return self.patch_embed(patches)
+
+    def cls_row(self, like: jax.Array) -> jax.Array:
+        """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
+        if not self.config.cls:
+            return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
+        return jnp.broadcast_to(self.cls_token, (like.shape[0], 1, self.config.width)).astype(like.dtype)
+
+    def tokens(self, patches: jax.Array) -> jax.Array:
+        """All slots of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
+        x = self.embed(patches)
+        x = jnp.concatenate([self.cls_row(x), x], axis=1)
+        return x + self.positions().astype(x.dtype)
+
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
         """Whole images as patches [B, L, p p 3] to the normed slots [B, N, D]."""
-        return self.norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])
+        return self.final_norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])
 
     def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         """The slots after every block (not normed) and after the final norm."""
         outputs = self.run(self.tokens(patches))
-        return outputs, self.norm(outputs[-1])
+        return outputs, self.final_norm(outputs[-1])

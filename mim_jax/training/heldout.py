@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mim_jax.methods.protocol import Batch, Method, View
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.state import TrainState
-from mim_jax.training.step import Sums, sum_terms
+from mim_jax.training.step import Sums, means, sum_terms
 
 
 def other_images_patches(view: View) -> View:
@@ -32,7 +32,7 @@ class HeldOut:
     def __init__(
         self, method: Method, batches: Callable[[], Iterable[Batch]], *, mesh: jax.sharding.Mesh
     ) -> None:
-        self.batches = batches
+        self.method, self.batches = method, batches
         self._whole = jax.jit(lambda state, batch: _terms(method, state, batch, baselines=True))
         self._plain = jax.jit(lambda state, batch: _terms(method, state, batch, baselines=False))
 
@@ -42,19 +42,21 @@ class HeldOut:
         for batch in self.batches():
             sums = evaluate(state, batch)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-        if totals is None:
-            return {}
-        return {f"eval/{name}": float(total / count) for name, (total, count) in totals.items()}
+        return {
+            f"eval/{f'{group}_' if group else ''}{name}": float(value)
+            for group, sums in (totals or {}).items()
+            for name, value in means(self.method, sums).items()
+        }
 
 
-def _terms(method: Method, state: Any, batch: Batch, *, baselines: bool) -> Sums:
+def _terms(method: Method, state: Any, batch: Batch, *, baselines: bool) -> dict[str, Sums]:
+    """Sums of the method's own terms (group "") and of each baseline's."""
     keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
     view = method.corrupt(keys, batch, state.artefacts)
-    terms = dict(method.loss(method.forward(state.params, view, keys, False), view))
+    groups = {"": method.loss(method.forward(state.params, view, keys, False), view)}
     if baselines:
-        terms |= method.baseline(view, state.artefacts)
+        groups |= method.baselines(view, state.artefacts)
         if "patches" in view:
             shuffled = other_images_patches(view)
-            for name, term in method.loss(method.forward(state.params, shuffled, keys, False), view).items():
-                terms[f"other_images_{name}"] = term
-    return sum_terms(terms, batch["valid"])
+            groups["other_images"] = method.loss(method.forward(state.params, shuffled, keys, False), view)
+    return {group: sum_terms(terms, batch["valid"]) for group, terms in groups.items()}

@@ -1,39 +1,40 @@
 """What a run says: metrics.jsonl for plots, a line on the console for people."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
+
+UNIX_TIME = "perf/unix_time"
+"""Key of the time a line was written, seconds since 1970."""
 
 
 class MetricLog:
-    """`metrics.jsonl`: one JSON object a line with `step` (updates done) and flat keys. Only the first host writes.
+    """`metrics.jsonl`: one JSON object a line with `step` (updates done) and flat keys. Only the first host has one.
 
     On resume the lines after the restored step are cut off: they will be written again, and a run has one history.
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        self._write = jax.process_index() == 0
         kept = read_metrics(path) if first_step else []  # a run that starts at 0 evaluates step 0 anew
         self.records = [record for record in kept if record["step"] <= first_step]
-        if self._write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-            self._file = path.open("a", buffering=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; it is on its way to the disk when this returns."""
         record = {"step": step, **{key: float(value) for key, value in values.items()}}
         self.records.append(record)
-        if self._write:
-            self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        if self._write:
-            self._file.close()
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -48,9 +49,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def say(text: str) -> None:
-    """A line for people, from the first host only."""
+    """A line for people, from the first host only; above the progress bar, where there is one."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 class Clock:
@@ -89,8 +91,9 @@ class Clock:
 def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
     """The console's line for one log step."""
     left = int(values["perf/seconds_left"])
+    mfu = f"  MFU {100 * values['perf/mfu']:.0f} %" if "perf/mfu" in values else ""
     return (
         f"step {step:>{len(str(total))}}/{total} {100 * step // total:3d} %  loss {values['train/loss']:.4f}"
-        f"  lr {values['train/lr']:.2e}  {values['perf/images_per_sec']:.0f} images/s"
+        f"  lr {values['train/lr']:.2e}  {values['perf/images_per_sec']:.0f} images/s{mfu}"
         f"  input stall {100 * values['perf/input_stall']:.0f} %  left {left // 60}:{left % 60:02d}"
     )

@@ -13,10 +13,13 @@ import optax
 from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, place
 from mim_jax.methods.protocol import Artefacts, Method
+from mim_jax.training import first_batch
 from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.first_batch import FirstBatch
 from mim_jax.training.log import say
 from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
 from mim_jax.training.shutdown import Shutdown
+from mim_jax.training.sinks import Sink
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
 from mim_jax.training.watch import Watch
@@ -71,6 +74,7 @@ def train(
     mesh: jax.sharding.Mesh,
     evaluators: Sequence[Evaluator],
     checkpoints: Checkpoints,
+    sink: Sink,
     workdir: Path,
     shutdown: Shutdown,
 ) -> TrainState | None:
@@ -87,9 +91,10 @@ def train(
     per_epoch = steps_per_epoch(method, len(loader.source))
     shapes = jax.eval_shape(lambda: state)
     compiled: dict[int, StepFunction] = {}
+    put = FirstBatch(lambda batch: place(batch, batch_sharding(mesh)))
     with (
-        Watch(config, workdir, loader, first_step, max(checkpoints.steps(), default=None)) as watch,
-        contextlib.closing(loader.iterate(first_step, lambda b: place(b, batch_sharding(mesh)))) as batches,
+        Watch(config, sink, loader, first_step, max(checkpoints.steps(), default=None)) as watch,
+        contextlib.closing(loader.iterate(first_step, put)) as batches,
     ):
         if first_step == 0:
             watch.evaluated(0, evaluate(evaluators, state, baselines=config.eval.baselines))
@@ -99,7 +104,11 @@ def train(
             if number not in compiled:
                 phase = method.in_phase(method.phases[number])
                 compiled[number] = make_train_step(phase, optimiser, shapes, mesh, per_epoch)
-            state, metrics = compiled[number](state, next(batches))
+                watch.flops = phase.flops()
+            batch = next(batches)
+            if step == 0 and jax.process_index() == 0:
+                put.save(workdir / first_batch.FILE, loader.source.class_names)
+            state, metrics = compiled[number](state, batch)
             done, last = step + 1, step + 1 == total
             stop = shutdown.requested_at(done) and not last
             evaluating = (done % eval_every == 0 or last) and not stop

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import matplotlib
 import numpy as np
 
 from mim_jax.methods.protocol import Picture
+from mim_jax.training import bad_images
+from mim_jax.training.table import LABELS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+REPORT = "report.html"
 
 CURVES = (
     ("loss", ("train/loss", "eval/loss")),
@@ -23,8 +29,11 @@ CURVES = (
     ("learning rate", ("train/lr",)),
     ("gradient norm", ("train/grad_norm",)),
     ("images per second", ("perf/images_per_sec",)),
+    ("share of the peak speed (MFU)", ("perf/mfu",)),
+    ("share of time waiting for data", ("perf/input_stall",)),
 )
-"""Title of a panel -> the metrics it shows; a panel none of whose metrics was logged is left out."""
+"""Title of a panel -> the metrics it shows; a panel none of whose metrics was logged is left out. Metrics of a method
+that are not here get panels of their own, after these."""
 
 
 def write_report(
@@ -35,6 +44,8 @@ def write_report(
     records: Sequence[Mapping[str, Any]],
     rows: Sequence[tuple[str, str, str]],
     picture: Picture | None,
+    first_batch: Path,
+    bad: Mapping[str, str],
     config_text: str,
 ) -> None:
     """Writes the report of a run.
@@ -43,6 +54,8 @@ def write_report(
         facts: name -> value, in order.
         records: of metrics.jsonl.
         rows: of `table.result_rows`.
+        first_batch: a PNG; left out where there is none.
+        bad: name -> reason of the images that were replaced.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -56,6 +69,10 @@ def write_report(
         curves=data_uri(curves(records)),
         picture=data_uri(examples(picture)) if picture else "",
         caption=picture.caption if picture else "",
+        first_batch=png_uri(first_batch.read_bytes()) if first_batch.exists() else "",
+        bad_count=bad_images.count(bad) if bad else "",
+        bad=bad_images.listed(bad),
+        bad_more=max(0, len(bad) - bad_images.LISTED),
         config_text=config_text,
     )
     path.write_text(page)
@@ -66,14 +83,17 @@ def data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_uri(buffer.getvalue())
+
+
+def png_uri(content: bytes) -> str:
+    """A PNG file inside the page."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """One panel for each kind of metric that was logged."""
-    logged = {key for record in records for key in record}
-    panels = [(title, [key for key in keys if key in logged]) for title, keys in CURVES]
-    panels = [(title, keys) for title, keys in panels if keys]
+    panels = curve_panels({key for record in records for key in record})
     rows = max(1, -(-len(panels) // 3))
     figure, axes = plt.subplots(rows, 3, figsize=(12, 2.9 * rows), squeeze=False)
     for axis in axes.flat[len(panels) :]:
@@ -90,8 +110,11 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
                 linewidth=1.2,
             )
         axis.set_title(title, fontsize=10)
+        if title.startswith("share"):
+            axis.set_ylim(0, 1)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(alpha=0.25)
         if len(keys) > 1:
             axis.legend(
@@ -100,6 +123,19 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
             )
     figure.tight_layout()
     return figure
+
+
+def curve_panels(logged: Set[str]) -> list[tuple[str, list[str]]]:
+    """Title and metrics of every panel: ours, then what else is learnt; baselines and timings have no curve."""
+    panels = [(title, [key for key in keys if key in logged]) for title, keys in CURVES]
+    shown = {key for _, keys in CURVES for key in keys}
+    others = {key.partition("/")[2] for key in logged - shown if key.startswith(("train/", "eval/"))}
+    others = {name for name in others if not (name in LABELS or name.endswith("_seconds"))}
+    panels += [
+        (name.replace("_", " "), [key for key in (f"train/{name}", f"eval/{name}") if key in logged])
+        for name in sorted(others)
+    ]
+    return [(title, keys) for title, keys in panels if keys]
 
 
 def examples(picture: Picture, limit: int = 8) -> Figure:
@@ -113,6 +149,6 @@ def examples(picture: Picture, limit: int = 8) -> Figure:
             axis.imshow(np.asarray(images[row]), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
-                axis.set_title(name, fontsize=8, wrap=True)
+                axis.set_title(textwrap.fill(name, 20), fontsize=8)  # columns are narrow
     figure.tight_layout()
     return figure

@@ -61,7 +61,7 @@ def gradients(
     derive = jax.grad(objective, has_aux=True)
     if parts == 1:
         grads, sums = derive(params, batch, None)
-        return grads, _means(method, sums)
+        return grads, means(method, sums)
     divided = jax.tree.map(split, dict(batch))
     counted = jax.lax.map(
         lambda part: {k: c for k, (_, c) in term_sums(method, params, part, artefacts).items()}, divided
@@ -74,14 +74,15 @@ def gradients(
     shapes = jax.eval_shape(derive, params, jax.tree.map(lambda x: x[0], divided), counts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (grads, sums), _ = jax.lax.scan(add, zeros, divided)
-    return grads, _means(method, sums)
+    return grads, means(method, sums)
 
 
-def _means(method: Method, sums: Sums) -> Metrics:
-    """Mean of every term under its own name, and the objective as `loss`."""
-    means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
-    objective = jnp.sum(jnp.stack([w * means[name] for name, w in method.loss_weights.items()]))
-    return {**means, "loss": objective}
+def means(method: Method, sums: Sums) -> Metrics:
+    """Mean of every term under its own name, and the objective as `loss` where its terms are there."""
+    found = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
+    if not method.loss_weights.keys() <= found.keys():
+        return found
+    return {**found, "loss": jnp.sum(jnp.stack([w * found[name] for name, w in method.loss_weights.items()]))}
 
 
 def make_train_step(

@@ -2,13 +2,17 @@
 
 import collections
 import math
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
+
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
-from mim_jax.training.log import Clock, MetricLog, progress_line, say
+from mim_jax.training.log import Clock, progress_line, say
+from mim_jax.training.peak import peak_flops
+from mim_jax.training.progress import Bar
+from mim_jax.training.sinks import Sink
 
 LAG = 2
 """Updates in flight before the metrics of the oldest are looked at: the device never waits for the host to look."""
@@ -19,15 +23,20 @@ class Diverged(RuntimeError):
 
 
 class Watch:
-    """Sees every update's metrics, in order and a little late. A context manager: it owns metrics.jsonl."""
+    """Sees every update's metrics, in order and a little late. A context manager: it owns the progress bar.
+
+    last_saved: step of the newest checkpoint. flops: model FLOPs of a training image, for MFU; 0 = not known yet.
+    """
 
     def __init__(
-        self, config: Config, workdir: Path, loader: Loader, first_step: int, last_saved: int | None
+        self, config: Config, sink: Sink, loader: Loader, first_step: int, last_saved: int | None
     ) -> None:
-        self.last_saved = last_saved
+        self.last_saved, self.flops = last_saved, 0.0
         self._total, self._every = resolved(config.schedule.steps), resolved(config.log.every_steps)
         self._first, self._loader = first_step, loader
-        self._log = MetricLog(workdir / "metrics.jsonl", first_step=first_step)
+        self._sink, self._bar = sink, Bar(first_step, self._total)
+        peak = peak_flops(jax.devices()[0].device_kind, config.model.dtype)
+        self._peak = None if peak is None else peak * jax.device_count()
         self.clock = Clock(first_step=first_step, total_steps=self._total, batch_size=config.data.batch_size)
         self._waiting: collections.deque[tuple[int, Any]] = collections.deque()
 
@@ -45,7 +54,7 @@ class Watch:
         """Logs the results of an evaluation."""
         if not values:
             return
-        self._log.write(done, values)
+        self._sink.write(done, values)
         shown = {k.removeprefix("eval/"): v for k, v in values.items() if not k.endswith("_seconds")}
         say(f"eval at step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
 
@@ -61,9 +70,12 @@ class Watch:
                 f"update {done} diverged (loss {values['train/loss']}, gradient norm {values['train/grad_norm']}); "
                 f"{kept}: lower config.optim.lr or set config.optim.clip_norm, and start again"
             )
+        self._bar.update(done, values["train/loss"])
         if done % self._every == 0 or done in (self._total, self._first + 1):
             values |= self.clock.lap(done, self._loader.stall_seconds)
-            self._log.write(done, values)
+            if self._peak and self.flops:
+                values["perf/mfu"] = self.flops * values["perf/images_per_sec"] / self._peak
+            self._sink.write(done, values)
             say(progress_line(done, self._total, values))
 
     def __enter__(self) -> Self:
@@ -72,4 +84,4 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        self._bar.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mim_jax.config.check import ConfigError, to_dict
+from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.schema import Config
 
 HARMLESS = (
@@ -66,10 +66,28 @@ def claim(workdir: Path, config: Config) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            _write(path, now)
-            _write(workdir / "versions.json", versions())
+            write_json(path, now)
+            write_json(workdir / "versions.json", versions())
         except OSError as error:
             raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def read_config(workdir: Path) -> Config:
+    """The resolved configuration of a run, from its directory alone.
+
+    Raises:
+        ConfigError: there is no run, or its config.json cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{workdir} holds no run of ours: {path} cannot be read ({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or train anew") from error
+    return check(tree)
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +100,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, also when killed half-way."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")

@@ -10,14 +10,14 @@ import pytest
 from mim_jax.corruptions.permutation import attention_masks, ranks, targets_of, tie_ranks
 from mim_jax.interop.official import from_mapet, nest
 from mim_jax.models.classifier import Classifier
-from mim_jax.models.token_predictor import TokenPredictor
+from mim_jax.models.masked_predictor import MaskedPredictor
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
 
 CONTEXT, SLOTS, TARGETS = 5, 17, 12
 CONFIG = ViTConfig(image_size=(64, 64), patch=16, width=32, depth=3, heads=4, layer_scale=0.1)
-NETWORK = TokenPredictor(CONFIG, 64)
+NETWORK = MaskedPredictor(CONFIG, 64)
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -120,7 +120,7 @@ def streams(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Both streams after the final norm, nothing skipped, in raster order."""
     content, query = attention_masks(ranks(case.order), case.targets, CONTEXT)
 
-    def run(net: TokenPredictor) -> jax.Array:
+    def run(net: MaskedPredictor) -> jax.Array:
         real = net.encoder.tokens(patchify(case.image, 16))
         positions = jnp.broadcast_to(net.encoder.positions(), real.shape)
         queries = net.mask_token + jnp.take_along_axis(positions, case.targets[..., None], axis=1)
@@ -157,10 +157,10 @@ def test_fine_tuning_forward(case: Case) -> None:
 def test_content_stream_without_mask_is_a_plain_vit(case: Case) -> None:
     everything = jnp.ones((SLOTS, SLOTS), bool)
 
-    def masked(net: TokenPredictor) -> jax.Array:
+    def masked(net: MaskedPredictor) -> jax.Array:
         return net.encoder.run(net.encoder.tokens(patchify(case.image, 16)), mask=everything)[-1]
 
-    def plain(net: TokenPredictor) -> jax.Array:
+    def plain(net: MaskedPredictor) -> jax.Array:
         return net.encoder.run(net.encoder.tokens(patchify(case.image, 16)))[-1]
 
     both = [NETWORK.apply({"params": case.params}, method=method) for method in (masked, plain)]
@@ -206,7 +206,7 @@ def test_context_order_does_not_matter_and_the_last_target_is_seen_by_nobody(cas
 def test_depth_one_last_query_is_mim_with_one_patch_masked(mapet_official) -> None:
     with jax.enable_x64(True):
         case = Case(mapet_official, "float64")
-        shallow = TokenPredictor(ViTConfig(**{**CONFIG.__dict__, "depth": 1}), 64)
+        shallow = MaskedPredictor(ViTConfig(**{**CONFIG.__dict__, "depth": 1}), 64)
         params = {
             **case.params,
             "encoder": {k: v for k, v in case.params["encoder"].items() if k not in ("block_01", "block_02")},

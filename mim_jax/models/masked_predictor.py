@@ -1,4 +1,4 @@
-"""Predicting token ids: a ViT, one MASK vector and one linear layer, as two streams (MaPeT, PIM) or one (MIM).
+"""A full ViT, one MASK vector and one linear layer: as two streams (MaPeT, PIM) or one (MIM, SimMIM).
 
 Two-stream attention with shared weights (spec mapet.md 3-5) needs no second encoder: content rows and query rows are
 one sequence for the same blocks, of which the first rows are keys and a boolean mask says who sees whom. Rows stand in
@@ -20,16 +20,19 @@ def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
-class TokenPredictor(nn.Module):
-    """The network of MaPeT, PIM and MIM; the same parameter tree for all three."""
+class MaskedPredictor(nn.Module):
+    """The network of MaPeT, PIM, MIM and SimMIM; the same parameter tree for all.
+
+    outputs: values per patch: the size of the vocabulary, or p p 3 pixels.
+    """
 
     config: ViTConfig
-    vocabulary: int
+    outputs: int
 
     def setup(self) -> None:
         self.encoder = ViT(self.config)
         self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.config.width))
-        self.head = Dense(self.vocabulary, dtype=self.config.dtype)
+        self.head = Dense(self.outputs, dtype=self.config.dtype)
 
     def two_stream(
         self,
@@ -39,7 +42,7 @@ class TokenPredictor(nn.Module):
         *,
         drop_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits of every target, in rank order.
+        """What is predicted for every target, in rank order.
 
         Args:
             patches: [B, L, p p 3], raster order.
@@ -47,7 +50,7 @@ class TokenPredictor(nn.Module):
             layout: how the rows stand and who sees whom.
             drop_keys: typed keys [B], None in evaluation; one draw a branch, shared by both streams.
         Returns:
-            [B, P, vocabulary].
+            [B, P, outputs].
         """
         context = layout.context
         order = jnp.concatenate([order[:, context:][:, ::-1], order[:, :context]], axis=1)
@@ -73,14 +76,14 @@ class TokenPredictor(nn.Module):
     def masked(
         self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Logits of the hidden patches from a plain forward in which MASK replaces their embeddings (BEiT).
+        """What is predicted for the hidden patches by a plain forward in which MASK replaces their embeddings (BEiT).
 
         Args:
             patches: [B, L, p p 3].
             mask: bool [B, L], True = hidden.
             targets: int32 [B, P], indices of the hidden patches (0 = first patch).
         Returns:
-            [B, P, vocabulary], in the order of `targets`.
+            [B, P, outputs], in the order of `targets`.
         """
         embedded = self.encoder.embed(patches)
         embedded = jnp.where(mask[..., None], self.mask_token.astype(embedded.dtype), embedded)

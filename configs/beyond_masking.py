@@ -1,0 +1,98 @@
+"""Beyond Masking: zoomed, distorted, blurred, grey or masked inputs; the network paints the original (arXiv 2203.14313).
+
+    ./launch/local.sh --config=configs/beyond_masking.py --config.method.task=zoom_in+mask
+    ./launch/local.sh --config=configs/beyond_masking.py:cifar10 --config.data.source=folder:CIFAR10
+    ./launch/local.sh --config=configs/beyond_masking.py:imagenet --config.data.data_dir=TFDS
+
+`--config.method.task=zoom_in | zoom_out | distort | blur | decolorize | mask`, or several joined by + (zoom_in+mask is the
+paper's best, and the default).
+
+| preset | what | time | result |
+|---|---|---|---|
+| demo | crops of ten photographs: 28 px seen of 36 (zoom_in), or 20 on 28 (zoom_out), patch 4 | see docs/results/demos.md | see docs/results/demos.md |
+| cifar10 | ViT-Ti at 32 px: 40 px crops (zoom_in), 24 (zoom_out): not the paper's 9/7 and 5/7 | one GPU; not measured | not known |
+| imagenet | ViT-B, 288 / 224 / 160 px, 300 epochs, batch 2048 | not measured | the paper's, fine-tuned: zoom_in 82.7, zoom_out 82.5, distort 82.1, blur 81.8, decolorize 81.4, mask 82.9, zoom_in+mask 83.2 |
+"""
+
+import ml_collections
+
+from mim_jax.config.check import choose_preset, default_config, with_options
+from mim_jax.methods.beyond_masking import BeyondMaskingOptions
+
+
+def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
+    """The configuration of a preset: demo (default), cifar10 or imagenet."""
+    return choose_preset(preset, {"demo": demo, "cifar10": cifar10, "imagenet": imagenet})()
+
+
+def recipe() -> ml_collections.ConfigDict:
+    """What every preset shares: no CLS, 1-D positions, no k bias (spec A5), AdamW as MAE's (A6)."""
+    config = default_config()
+    with_options(config, "beyond_masking", BeyondMaskingOptions)
+    config.model.cls = False
+    config.model.positions = "sincos_1d"
+    config.model.qkv_bias = "qv"
+    config.optim.beta2 = 0.95
+    config.optim.weight_decay = 0.05
+    config.augment.scale = (0.2, 1.0)
+    config.augment.flip = True
+    config.schedule.min_lr = 1e-5
+    return config
+
+
+def demo() -> ml_collections.ConfigDict:
+    """A minute or two on two CPU cores: random crops of ten photographs, held out to the right of each."""
+    config = recipe()
+    config.data.source = "photos"
+    config.data.crops_per_picture = 256
+    config.data.batch_size = 64
+    config.augment.scale = (0.05, 0.4)
+    config.augment.eval_crop = "random_resized"
+    config.model.variant = "nano"
+    config.model.image_size = 28
+    config.model.patch = 4
+    config.method.decoder_width = 48
+    config.method.decoder_depth = 2
+    config.method.decoder_heads = 3
+    config.optim.lr = 2e-3
+    config.schedule.epochs = 20.0
+    config.schedule.warmup_epochs = 2.0
+    config.eval.knn = False  # the label is the number of the photograph
+    config.eval.heldout_examples = 512
+    return config
+
+
+def cifar10() -> ml_collections.ConfigDict:
+    """One GPU. At 32 px the paper's ratios are no whole numbers: 40 and 24 are named departures."""
+    config = recipe()
+    config.data.source = "tfds:cifar10"
+    config.data.batch_size = 1024
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.model.variant = "ti"
+    config.model.image_size = 32
+    config.model.patch = 4
+    config.method.zoom_in_size = 40
+    config.method.zoom_out_size = 24
+    config.method.decoder_width = 96
+    config.method.decoder_depth = 4
+    config.method.decoder_heads = 3
+    config.schedule.epochs = 400.0
+    config.schedule.warmup_epochs = 20.0
+    return config
+
+
+def imagenet() -> ml_collections.ConfigDict:
+    """The paper's recipe: peak 1.2e-3 (1.5e-4 per 256 images), 20 epochs of warm-up, cosine to 1e-5."""
+    config = recipe()
+    config.data.source = "tfds:imagenet2012"
+    config.data.batch_size = 2048
+    config.model.variant = "b"
+    config.model.image_size = 224
+    config.model.patch = 16
+    config.schedule.epochs = 300.0
+    config.schedule.warmup_epochs = 20.0
+    config.eval.every_steps = 12500
+    config.log.every_steps = 50
+    config.checkpoint.every_steps = 2500
+    return config

@@ -1,0 +1,119 @@
+"""MAE: the encoder sees a quarter of the patches, a light decoder paints the rest (spec amt.md 1)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError
+from mim_jax.config.schema import Config
+from mim_jax.corruptions.masking import num_kept, random_split
+from mim_jax.methods.flops import encoder_decoder_flops
+from mim_jax.methods.pixel_picture import pixel_picture
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture, Terms, View
+from mim_jax.methods.rules import Rules, normal, ones, uniform, xavier_uniform, zeros
+from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
+from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import normalise_patches, patchify
+
+
+@dataclasses.dataclass(frozen=True)
+class MaeOptions:
+    mask_ratio: float = 0.75
+    norm_pix: bool = False  # targets normalised per patch; the published recipe of MAE sets it, AMT does not
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+
+class Mae(Method):
+    """Random masking; mean squared error over the hidden patches."""
+
+    name = "mae"
+
+    def __init__(self, config: Config, options: MaeOptions) -> None:
+        super().__init__(config)
+        self.options = options
+        self.num_visible = num_kept(self.vit.num_patches, options.mask_ratio)
+        if not 1 <= self.num_visible < self.vit.num_patches:
+            raise ConfigError(
+                f"config.method.mask_ratio={options.mask_ratio} leaves {self.num_visible} of {self.vit.num_patches} patches"
+                " visible: at least one must be visible and one hidden"
+            )
+        self.decoder = DecoderConfig(options.decoder_width, options.decoder_depth, options.decoder_heads)
+        check_decoder(self.decoder)
+
+    @property
+    def module(self) -> EncoderDecoder:
+        return EncoderDecoder(self.vit, self.decoder)
+
+    @property
+    def rules(self) -> Rules:
+        """Spec amt.md 1.3 and 1.4: Xavier, fused q, k, v as one matrix; the CLS and MASK tokens decay."""
+        return Rules(
+            init=(
+                (r"patch_embed/bias$", uniform((3 * self.vit.patch**2) ** -0.5)),
+                (r"kernel$", xavier_uniform),
+                (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
+                (r"scale$", ones),
+                (r"(bias|table)$", zeros),
+            ),
+            decay=((r"(kernel|cls_token|mask_token)$", True), (r".", False)),
+        )
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        patches = patchify(self.network_images(keys, self.clean_images(batch)), self.vit.patch)
+        split_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+        visible, hidden = jax.vmap(lambda key: random_split(key, self.vit.num_patches, self.num_visible))(
+            split_keys
+        )
+        return {
+            "patches": patches,
+            "visible": visible,
+            "hidden": hidden,
+            "target": normalise_patches(
+                take_rows(patches, hidden), "joint" if self.options.norm_pix else "none"
+            ),
+        }
+
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+        indices = (view["visible"], view["hidden"])
+        drop_keys = keys if train else None
+        return {"pixels": self.apply(params, view["patches"], *indices, drop_keys, method="predict_hidden")}
+
+    def loss(self, outputs: Outputs, view: View) -> Terms:
+        return {"loss": mean_squares(outputs["pixels"], view["target"])}
+
+    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+        """One constant for all pixels: 0 where targets are normalised, else the whole image's mean colour."""
+        constant = jnp.zeros_like(view["target"])
+        if not self.options.norm_pix:
+            colours = view["patches"].reshape(len(constant), -1, 3).mean(axis=1)
+            constant = constant + jnp.tile(colours, self.vit.patch**2)[:, None]
+        return {"constant": self.loss({"pixels": constant}, view)}
+
+    def flops(self) -> float:
+        hidden = self.vit.num_patches - self.num_visible
+        return encoder_decoder_flops(
+            self.vit, self.decoder, visible=self.num_visible, hidden=hidden, painted=hidden
+        )
+
+    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+        return pixel_picture(self, view, outputs["pixels"], normalised=self.options.norm_pix)
+
+
+def mean_squares(predicted: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum over patches of the mean squared error of a patch, number of patches), [B] each; in float32 at least."""
+    error = jnp.square(predicted.astype(target.dtype) - target)
+    return jnp.sum(jnp.mean(error, axis=-1), axis=1), jnp.full(
+        target.shape[:1], target.shape[1], target.dtype
+    )
+
+
+def check_decoder(decoder: DecoderConfig) -> None:
+    """The decoder's width must split into its heads, and carry 2-D positions."""
+    if decoder.width % decoder.heads or decoder.width % 4:
+        raise ConfigError(
+            f"config.method.decoder_width={decoder.width} must be a multiple of config.method.decoder_heads={decoder.heads} and of 4"
+        )

@@ -1,0 +1,62 @@
+"""The report's picture for methods that predict pixels. Honest: nothing of the target is used to draw a prediction."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mim_jax.methods.protocol import Method, Picture, View
+from mim_jax.targets.pixels import denormalise, unpatchify
+
+GREY = 0.0
+"""Hidden patches are drawn as the data set's mean colour."""
+
+
+def pixel_picture(method: Method, view: View, predicted: jax.Array, *, normalised: bool) -> Picture:
+    """Input, prediction, composition and original, for predictions of the hidden patches [B, M, p p 3]."""
+    patches, hidden = view["patches"], view["hidden"]
+    if normalised:
+        predicted = by_visible_statistics(predicted, patches, view["visible"])
+    nothing = jnp.full_like(patches, GREY)
+    return Picture(
+        {
+            "input": draw(method, put(patches, hidden, jnp.full_like(predicted, GREY))),
+            "prediction": draw(method, put(nothing, hidden, predicted)),
+            "composition": draw(method, put(patches, hidden, predicted)),
+            "original": draw(method, patches),
+        },
+        caption(normalised),
+    )
+
+
+def caption(normalised: bool) -> str:
+    """What the pictures show."""
+    text = "Held-out images; the composition is the prediction where the input was hidden."
+    if normalised:
+        text += " Predictions are relative to each patch; they are drawn with mean and spread of the visible pixels of the image, not of the target."
+    return text
+
+
+def by_visible_statistics(predicted: jax.Array, patches: jax.Array, visible: jax.Array) -> jax.Array:
+    """Patch-normalised predictions on the scale of what the network saw of each image (mean and spread a channel)."""
+    seen = jnp.take_along_axis(patches, visible[..., None], axis=1).reshape(len(patches), -1, 3)
+    repeat = predicted.shape[-1] // 3
+    mean, spread = (jnp.tile(x, repeat)[:, None] for x in (seen.mean(axis=1), seen.std(axis=1)))
+    return predicted * spread + mean
+
+
+def put(patches: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
+    """Patches [B, L, d] with those at `index` [B, M] replaced by `new` [B, M, d]."""
+    return jax.vmap(lambda own, at, values: own.at[at].set(values))(patches, index, new.astype(patches.dtype))
+
+
+def draw(method: Method, patches: Any) -> np.ndarray:
+    """Normalised patches [B, L, p p 3] as uint8 images."""
+    return draw_images(method, unpatchify(jnp.asarray(patches), method.vit.grid))
+
+
+def draw_images(method: Method, images: jax.Array) -> np.ndarray:
+    """Normalised images [B, H, W, 3] as uint8."""
+    image = denormalise(images, method.config.data.mean, method.config.data.std)
+    return np.asarray(jnp.clip(jnp.round(255 * image), 0, 255).astype(jnp.uint8))

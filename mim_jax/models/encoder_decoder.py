@@ -1,0 +1,115 @@
+"""An encoder on the patches that are left, and a light decoder that paints (MAE, Beyond Masking, AMT)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mim_jax.models.layers import Dense
+from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.vit import Trunk, ViT, ViTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder's size; positions, CLS, biases and precision follow the encoder's."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    bridge_bias: bool = True  # of the projection from the encoder's width
+
+    def trunk(self, encoder: ViTConfig) -> ViTConfig:
+        """The configuration of its blocks."""
+        return dataclasses.replace(
+            encoder,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            drop_path=0.0,
+            layer_scale=None,
+            relative_bias="none",
+        )
+
+
+class EncoderDecoder(nn.Module):
+    """MAE's network. The encoder runs on visible patches only; the decoder adds MASK tokens where it must paint."""
+
+    config: ViTConfig
+    decoder_config: DecoderConfig
+
+    def setup(self) -> None:
+        self.encoder = ViT(self.config)
+        self.bridge = Dense(
+            self.decoder_config.width, use_bias=self.decoder_config.bridge_bias, dtype=self.config.dtype
+        )
+        self.mask_token = self.param(
+            "mask_token", nn.initializers.normal(0.02), (1, 1, self.decoder_config.width)
+        )
+        self.decoder = Trunk(self.decoder_config.trunk(self.config))
+        self.head = Dense(3 * self.config.patch**2, dtype=self.config.dtype)
+
+    def encode(self, patches: jax.Array, visible: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
+        """The latent slots.
+
+        Args:
+            patches: [B, L, p p C].
+            visible: int32 [B, K], the patches the encoder sees, in any order.
+        Returns:
+            [B, prefix + K, D] after the final norm.
+        """
+        prefix = self.config.prefix
+        positions = self.encoder.positions()
+        # Pixels are gathered before the projection: thrown and hidden ones cost nothing, and no scatter comes back.
+        embedded = self.encoder.embed(take_rows(patches, visible))
+        at = jnp.broadcast_to(positions[:, prefix:], (visible.shape[0], *positions[:, prefix:].shape[1:]))
+        rows = embedded + take_rows(at, visible).astype(embedded.dtype)
+        first = self.encoder.cls_row(rows) + positions[:, :prefix].astype(rows.dtype)
+        rows = jnp.concatenate([first, rows], axis=1)
+        return self.encoder.final_norm(self.encoder.run(rows, drop_keys=drop_keys)[-1])
+
+    def paint(self, latent: jax.Array, visible: jax.Array, hidden: jax.Array) -> jax.Array:
+        """The decoder's rows for CLS, the visible and the hidden patches, before its last block's output is used.
+
+        Returns:
+            [B, prefix + K + M, decoder width], not yet through the blocks.
+        """
+        prefix = self.config.prefix
+        rows = self.bridge(latent)
+        table = jnp.broadcast_to(
+            self.decoder.positions(), (visible.shape[0], *self.decoder.positions().shape[1:])
+        )
+        positions = table.astype(rows.dtype)
+        seen = rows[:, prefix:] + take_rows(positions, visible + prefix)
+        masks = self.mask_token.astype(rows.dtype) + take_rows(positions, hidden + prefix)
+        return jnp.concatenate([rows[:, :prefix] + positions[:, :prefix], seen, masks], axis=1)
+
+    def predict_hidden(
+        self,
+        patches: jax.Array,
+        visible: jax.Array,
+        hidden: jax.Array,
+        drop_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Pixels of the hidden patches only, [B, M, p p 3]: the decoder's last block updates no other row."""
+        rows = self.paint(self.encode(patches, visible, drop_keys), visible, hidden)
+        out = self.decoder.run(rows, num_outputs=hidden.shape[1])[-1]
+        return self.head(self.decoder.final_norm(out))
+
+    def predict_all(
+        self,
+        patches: jax.Array,
+        visible: jax.Array,
+        hidden: jax.Array,
+        drop_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Pixels of the visible and of the hidden patches, [B, K, p p 3] and then [B, M, p p 3], in one array."""
+        rows = self.paint(self.encode(patches, visible, drop_keys), visible, hidden)
+        out = self.decoder.run(rows, num_outputs=rows.shape[1] - self.config.prefix)[-1]
+        return self.head(self.decoder.final_norm(out))
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """Visits every parameter (for initialisation)."""
+        index = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
+        return self.predict_hidden(patches, index[:, 1:], index[:, :1])

@@ -1,0 +1,47 @@
+"""Images that were replaced because they could not be read (data.on_bad_image=skip): counted and listed."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+
+from mim_jax.data import Source
+from mim_jax.training.workdir import write_json
+
+FILE = "bad_images.json"
+LISTED = 20
+
+
+def remember(workdir: Path, sources: Iterable[Source]) -> dict[str, str]:
+    """Name -> reason of the bad images this process has met, with those of earlier sessions; kept in the directory.
+
+    Only the first process keeps the file; it has met those of its own part of the batches.
+    """
+    path = workdir / FILE
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    for source in sources:
+        known |= getattr(source, "bad", {})
+    if known and jax.process_index() == 0:
+        write_json(path, known)
+    return known
+
+
+def as_text(bad: Mapping[str, str]) -> str:
+    """For the console: the count, and the first few with their reasons."""
+    if not bad:
+        return ""
+    lines = [f"{count(bad)} could not be read and were replaced by others:"]
+    lines += [f"  {where}: {reason}" for where, reason in listed(bad)]
+    if len(bad) > LISTED:
+        lines.append(f"  and {len(bad) - LISTED} more, in {FILE}")
+    return "\n".join(lines)
+
+
+def count(bad: Mapping[str, str]) -> str:
+    return "1 image" if len(bad) == 1 else f"{len(bad):,} images"
+
+
+def listed(bad: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The first few in the order of their names."""
+    return sorted(bad.items())[:LISTED]

@@ -1,0 +1,84 @@
+"""What there is to say of a run before it starts (console) and after it has ended (report)."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mim_jax.config.schema import resolved
+from mim_jax.data import Loader, Source
+from mim_jax.methods.protocol import Method
+from mim_jax.training import bad_images, sessions
+from mim_jax.training.log import read_metrics, say
+from mim_jax.training.report import REPORT
+from mim_jax.training.table import as_text, result_rows
+from mim_jax.training.workdir import versions
+
+
+def announce(method: Method, loader: Loader, held_out: int, shapes: Any, workdir: Path) -> None:
+    """Prints what is about to run. `shapes`: of the parameters; `held_out`: images."""
+    config = method.config
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    m, s, o, mesh = config.model, config.schedule, config.optim, config.mesh
+    say(f"data     {loader.source.describe()}; held out: {held_out}")
+    say(
+        f"model    ViT width {m.width}, depth {m.depth}, heads {m.heads}, patch {m.patch}, {parameters:,} parameters, {m.dtype}"
+    )
+    say(f"method   {', '.join(f'{k}={v}' for k, v in config.method.items())}")
+    say(
+        f"run      {s.steps} steps of {config.data.batch_size} images ({s.epochs:g} epochs), peak lr {o.lr:g}, warm-up {s.warmup_steps} steps"
+    )
+    say(f"cost     {flops_text(method)}")
+    say(f"devices  {versions()['devices']}, mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}")
+    say(f"memory   {loader.describe_memory()}")
+    say(f"workdir  {workdir}")
+
+
+def phase_steps(method: Method, total: int, per_epoch: float) -> list[int]:
+    """Updates that each phase of the method has in a run of `total`."""
+    starts = [min(total, math.ceil(phase.first_epoch * per_epoch)) for phase in method.phases]
+    return [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
+
+
+def total_flops(method: Method, total: int, per_epoch: float) -> float:
+    """Model FLOPs of a whole run's training."""
+    steps = phase_steps(method, total, per_epoch)
+    per_image = [method.in_phase(phase).flops() for phase in method.phases]
+    images = method.config.data.batch_size
+    return sum(count * images * flops for count, flops in zip(steps, per_image, strict=True))
+
+
+def flops_text(method: Method) -> str:
+    """Model FLOPs of a training image, per phase."""
+    parts = [
+        f"{method.in_phase(phase).flops() / 1e9:.3f} GFLOP" + (f" ({phase.name})" if several else "")
+        for several in [len(method.phases) > 1]
+        for phase in method.phases
+    ]
+    return f"{', '.join(parts)} a training image"
+
+
+def run_facts(method: Method, source: Source, workdir: Path, per_epoch: float) -> dict[str, str]:
+    """Name -> value, in order, for the report."""
+    config = method.config
+    steps = resolved(config.schedule.steps)
+    return {
+        "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
+        "data": f"{source.describe()}, fingerprint {source.fingerprint}",
+        "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:g} epochs)",
+        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, per_epoch):.3g} in all",
+        "wall time": sessions.describe(workdir),
+        "seed": str(config.seed),
+        **versions(),
+    }
+
+
+def show_result(workdir: Path, bad: Mapping[str, str]) -> None:
+    """The end of the console's story: the result table, bad images, where the report is."""
+    for part in (as_text(result_rows(read_metrics(workdir / "metrics.jsonl"))), bad_images.as_text(bad)):
+        if part:
+            say(f"\n{part}")
+    say(f"\nreport: {workdir / REPORT}")

@@ -1,0 +1,64 @@
+"""Weights & Biases, an option: imported only where config.log.wandb names a project."""
+
+import importlib
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mim_jax.config.check import ConfigError, to_dict
+from mim_jax.config.schema import Config
+from mim_jax.training.log import UNIX_TIME
+
+
+def import_wandb(config: Config) -> Any:
+    """The module; None where the configuration does not ask for it. ConfigError where it is not installed."""
+    if not config.log.wandb:
+        return None
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            f"config.log.wandb={config.log.wandb} needs the package wandb, which cannot be imported here"
+            f" ({error}): pip install wandb, or leave config.log.wandb empty"
+        ) from error
+
+
+def run_id(workdir: Path) -> str:
+    """The id of this run at W&B, made once and kept in the work directory: a resumed run is the same run there."""
+    path = workdir / "wandb.json"
+    if not path.exists():
+        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
+    return str(json.loads(path.read_text())["id"])
+
+
+class WandbSink:
+    """Passes metrics on to W&B. What it has already had before a kill is the same now, and is not sent twice."""
+
+    def __init__(self, config: Config, workdir: Path) -> None:
+        wandb = import_wandb(config)
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb,
+                id=run_id(workdir),
+                resume="allow",
+                name=workdir.name,
+                dir=str(workdir),
+                config=to_dict(config),
+                allow_val_change=True,  # keys that cannot change the result may differ in a resumed run
+            )
+        except Exception as error:  # no account, no network: whatever it is, it is W&B's own
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"config.log.wandb={config.log.wandb}: W&B did not start ({reason}); WANDB_MODE=offline logs without"
+                " an account"
+            ) from error
+        self._from = int(self._run.step)  # W&B refuses steps before its newest
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if step >= self._from:
+            self._run.log({key: value for key, value in values.items() if key != UNIX_TIME}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,330 @@
+"""What a run says while it goes on and after: sinks, progress, MFU, the first batch, the report, a finished run."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from small import small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tiny import STEPS, tiny_config, tiny_run
+
+from mim_jax import main, pretrain
+from mim_jax.config.check import ConfigError
+from mim_jax.training import bad_images, sessions, watch
+from mim_jax.training.first_batch import FirstBatch, draw
+from mim_jax.training.log import UNIX_TIME, read_metrics, say
+from mim_jax.training.peak import peak_flops
+from mim_jax.training.progress import Bar
+from mim_jax.training.report import curve_panels, write_report
+from mim_jax.training.sinks import open_sinks
+from mim_jax.training.watch import Watch
+
+FAKE_WANDB = """
+import json, os
+def init(**given):
+    return Run(given)
+class Run:
+    def __init__(self, given):
+        self.path = os.path.join(given["dir"], "fake.jsonl")
+        lines = open(self.path).read().splitlines() if os.path.exists(self.path) else []
+        steps = [json.loads(line)["step"] for line in lines if "step" in json.loads(line)]
+        self.step = steps[-1] + 1 if steps else 0
+        self.put({"init": {k: given[k] for k in ("project", "id", "resume")}, "seed": given["config"]["seed"]})
+    def put(self, line):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\\n")
+    def log(self, values, step):
+        self.put({"step": step, **values})
+    def finish(self):
+        self.put({"finished": True})
+"""
+
+
+def scalars(directory: Path) -> list[tuple[int, str, float, float]]:
+    """(step, key, value, wall time) of all event files, in the order they were written."""
+    found = []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.append((event.step, value.tag, value.tensor.float_val[0], event.wall_time))
+    return found
+
+
+def killed_and_resumed(config: Any, workdir: Path) -> list[dict]:
+    """Six lines, of which a kill leaves checkpoint 3: the second session logs 4 to 6 again. The metrics at the end."""
+    with open_sinks(config, workdir, 0, time.time()) as sinks:
+        for step in range(1, 7):
+            sinks.write(step, {"train/loss": 10.0 - step})
+    with open_sinks(config, workdir, 3, time.time()) as sinks:
+        for step in range(4, 8):
+            sinks.write(step, {"train/loss": 10.0 - step})
+    return read_metrics(workdir / "metrics.jsonl")
+
+
+def test_tensorboard_holds_the_history_once(tmp_path: Path) -> None:
+    records = killed_and_resumed(small_config(), tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 8))
+    expected = [(record["step"], "train/loss", record["train/loss"], record[UNIX_TIME]) for record in records]
+    assert scalars(tmp_path / "tensorboard") == expected
+
+
+def test_a_tensorboard_that_is_watching_sees_no_point_twice(tmp_path: Path) -> None:
+    config = small_config()
+    with open_sinks(config, tmp_path, 0, time.time()) as sinks:
+        for step in range(1, 7):
+            sinks.write(step, {"train/loss": 10.0 - step})
+    watching = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert len(watching.Scalars("train/loss")) == 6
+    with open_sinks(config, tmp_path, 3, time.time()) as sinks:
+        for step in range(4, 8):
+            sinks.write(step, {"train/loss": 10.0 - step})
+    assert [point.step for point in watching.Reload().Scalars("train/loss")] == list(range(1, 8))
+
+
+def test_tensorboard_has_the_keys_of_the_metrics(finished_run: Path) -> None:
+    found = {(step, key) for step, key, _, _ in scalars(finished_run / "tensorboard")}
+    records = read_metrics(finished_run / "metrics.jsonl")
+    assert found == {(r["step"], key) for r in records for key in r if key not in ("step", UNIX_TIME)}
+    assert (STEPS, "train/loss") in found and (STEPS, "eval/loss") in found
+
+
+def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:
+    killed_and_resumed(small_config(overrides={"log.tensorboard": False}), tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.fixture
+def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    yield
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_resumes_the_same_run(fake_wandb: None, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    killed_and_resumed(small_config(overrides={"log.wandb": "masks"}), workdir)
+    lines = [json.loads(line) for line in (workdir / "fake.jsonl").read_text().splitlines()]
+    started = [line["init"] for line in lines if "init" in line]
+    assert len(started) == 2 and started[0] == started[1]
+    assert started[0] == {
+        "project": "masks",
+        "id": json.loads((workdir / "wandb.json").read_text())["id"],
+        "resume": "allow",
+    }
+    logged = [line for line in lines if "step" in line]
+    assert [line["step"] for line in logged] == list(range(1, 8))  # 4 to 6 were there already
+    assert logged[-1] == {"step": 7, "train/loss": 3.0}
+    assert sum("finished" in line for line in lines) == 2
+
+
+def test_wandb_that_does_not_start_is_one_sentence(fake_wandb: None, tmp_path: Path) -> None:
+    (tmp_path / "modules" / "wandb.py").write_text("def init(**given): raise RuntimeError('no\\naccount')")
+    with pytest.raises(ConfigError, match=r"config.log.wandb=masks: W&B did not start \(no account\)"):
+        killed_and_resumed(small_config(overrides={"log.wandb": "masks"}), tmp_path / "run")
+
+
+def test_wandb_missing_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails, as where it is not installed
+    with pytest.raises(ConfigError, match=r"config.log.wandb=masks needs .* pip install wandb") as caught:
+        pretrain.run(tiny_config(log__wandb="masks"), tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def session() -> str:
+        bar = Bar(0, 10)
+        for done in range(1, 11):
+            bar.update(done, 0.5)
+            say(f"line {done}")
+        bar.close()
+        return capsys.readouterr().out
+
+    plain = "".join(f"line {done}\n" for done in range(1, 11))
+    assert session() == plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = session()
+    assert "10" in shown and "loss 0.5000" in shown and "step/s" in shown
+    assert [line for line in re.split(r"[\r\n]", shown) if line.startswith("line")] == plain.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 80GB HBM3", "float32", 494.7),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.5),
+        ("NVIDIA H200", "bfloat16", 989.4),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
+        ("NVIDIA L4", "bfloat16", 121),
+        ("NVIDIA L40S", "bfloat16", 362),
+        ("TPU v4", "bfloat16", 275),
+        ("TPU v5 lite", "bfloat16", 197),
+        ("TPU v5p", "bfloat16", 459),
+        ("TPU v6 lite", "bfloat16", 918),
+        ("TPU v4 lite", "bfloat16", None),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA L40", "bfloat16", None),
+        ("cpu", "float32", None),
+    ],
+)
+def test_peaks(kind: str, dtype: str, tera: float | None) -> None:
+    assert peak_flops(kind, dtype) == (None if tera is None else tera * 1e12)
+
+
+class Kept:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, step: int, values: Any) -> None:
+        self.lines.append((step, dict(values)))
+
+    def close(self) -> None: ...
+
+
+def watched(flops: float) -> dict[str, float]:
+    """The metrics of an update that a Watch logs."""
+    sink = Kept()
+    config = small_config(overrides={"log.every_steps": 1})
+    with Watch(config, sink, SimpleNamespace(stall_seconds=0.0), 0, None) as seen:  # type: ignore[arg-type]
+        seen.flops = flops
+        seen.clock.start()
+        time.sleep(0.01)
+        values = {name: jnp.asarray(1.0) for name in ("loss", "grad_norm", "lr")}
+        seen.update(1, values, look_at_all=True)
+    return sink.lines[0][1]
+
+
+def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "perf/mfu" not in watched(2e6)  # a CPU
+    monkeypatch.setattr(watch, "peak_flops", lambda kind, dtype: 1e9)
+    values = watched(2e6)
+    assert values["perf/mfu"] == pytest.approx(
+        2e6 * values["perf/images_per_sec"] / (1e9 * 8)
+    )  # eight devices
+    assert "perf/mfu" not in watched(0.0)
+
+
+def test_first_batch_is_drawn_as_the_network_gets_it(tmp_path: Path) -> None:
+    image = np.zeros((2, 16, 16, 3), np.uint8)
+    image[:, :, :8, 0] = 255  # red on the left
+    batch = {"image": image, "flip": np.array([False, True]), "label": np.array([0, -1], np.int32)}
+    first = FirstBatch(lambda batch: "placed")
+    assert first(batch) == "placed"
+    first({key: value[::-1] for key, value in batch.items()})  # a later batch is not what is drawn
+    image[:] = 7  # nor is what becomes of the loader's buffers
+    first.save(tmp_path / "first.png", ["cat"])
+    drawn = np.asarray(Image.open(tmp_path / "first.png").convert("RGB")).astype(int)
+    row = drawn[drawn.shape[0] // 3]
+    red = np.flatnonzero((row[:, 0] > 200) & (row[:, 1] < 50)) / len(row)
+    assert 0.02 < red.min() < 0.1 and 0.9 < red.max() < 0.98  # outer halves: the second is mirrored
+    assert not np.any((red > 0.27) & (red < 0.73))
+    draw(tmp_path / "plain.png", {"image": image, "label": batch["label"]}, [])  # no flips, no names
+
+
+def test_a_finished_run_left_its_pictures_and_facts(finished_run: Path) -> None:
+    with Image.open(finished_run / "first_batch.png") as picture:
+        assert min(picture.size) > 100
+    page = (finished_run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # curves, examples, first batch
+    assert not re.search(r"(src|href)=.?(https?:)?//", page)  # opens offline
+    for fact in (
+        "fingerprint",
+        "wall time",
+        "in 1 session",
+        f"in {STEPS} steps",
+        "GFLOP",
+        "jaxlib",
+        "devices",
+        "held-out loss",
+    ):
+        assert fact in page, fact
+    assert "&#34;vocabulary&#34;: 16" in page and "Bad images" not in page
+
+
+def test_the_same_command_shows_a_finished_run(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {
+        p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file() and p.suffix not in (".json",)
+    }
+    capsys.readouterr()
+    assert tiny_run(finished_run) == 0
+    out = capsys.readouterr().out
+    assert f"this run is finished: {STEPS} steps" in out and "held-out loss" in out
+    assert (
+        str(finished_run / "report.html") in out
+        and "eval at" not in out
+        and "step " not in out.split("finished")[1]
+    )
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert len(sessions.read_sessions(finished_run)) == 1  # looking at a result is no session
+
+
+def test_sessions_add_up(tmp_path: Path) -> None:
+    (tmp_path / "sessions.json").write_text(
+        json.dumps([{"started": 1.0, "first_step": 0, "last_step": 3, "seconds": 3600.0}])
+    )
+    with open_sinks(small_config(), tmp_path, 3, time.time() - 65) as sinks:
+        sinks.write(4, {"train/loss": 1.0})
+    assert re.match(r"1:01:0[5-7] \(h:mm:ss\) in 2 sessions", sessions.describe(tmp_path))
+    assert [s["last_step"] for s in sessions.read_sessions(tmp_path)] == [3, 4]
+
+
+def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:
+    first = SimpleNamespace(bad={f"a{i:02d}.jpg": "it is cut short" for i in range(15)})
+    second = SimpleNamespace(bad={f"b{i:02d}.jpg": "<no> image" for i in range(10)})
+    bad_images.remember(tmp_path, [first])  # type: ignore[list-item]
+    bad = bad_images.remember(tmp_path, [second, SimpleNamespace()])  # type: ignore[list-item]
+    assert len(bad) == 25
+    text = bad_images.as_text(bad)
+    assert text.startswith("25 images") and len(text.splitlines()) == 22 and "and 5 more" in text
+    write_report(
+        tmp_path / "report.html", title="t", facts={}, records=[{"step": 1, "train/loss": 1.0}], rows=[],
+        picture=None, first_batch=tmp_path / "none.png", bad=bad, config_text="{}",
+    )  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    assert "25 images could not be read" in page and "&lt;no&gt; image" in page and "And 5 more" in page
+    assert page.count('class="path"') == bad_images.LISTED
+
+
+def test_a_methods_own_metrics_get_a_curve() -> None:
+    panels = dict(
+        curve_panels(
+            {
+                "train/loss",
+                "train/psnr",
+                "eval/psnr",
+                "eval/knn_seconds",
+                "eval/uniform_loss",
+                "perf/unix_time",
+            }
+        )
+    )
+    assert panels == {"loss": ["train/loss"], "psnr": ["train/psnr", "eval/psnr"]}
+
+
+def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds no run of ours"):
+        main._delete_run(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "config.json").write_text("{}")
+    main._delete_run(tmp_path)
+    assert not tmp_path.exists()
