@@ -75,14 +75,22 @@ def test_block_distribution_and_top_up() -> None:
     draws = jax.vmap(lambda key: jax.random.uniform(key, (64, 10, 4)))(keys)
     before = np.asarray(jax.jit(jax.vmap(lambda d: blocks_from_draws(d, (14, 14), 75)))(draws)).sum(axis=1)
     assert before.max() == 75 and before.min() >= 60
-    assert abs((before == 75).mean() - 0.68) < 0.04 and abs(before.mean() - 74.5) < 0.2  # the spec's simulation
+    assert (
+        abs((before == 75).mean() - 0.68) < 0.04 and abs(before.mean() - 74.5) < 0.2
+    )  # the spec's simulation
     masks = np.asarray(jax.jit(jax.vmap(lambda key: block_mask(key, (14, 14), 75)))(keys))
     assert (masks.sum(axis=1) == 75).all()
 
 
 def test_top_up_adds_and_never_removes() -> None:
     mask = jnp.asarray([True, False, False, True, False])
-    assert top_up(mask, jnp.asarray([0.0, 0.2, 0.9, 0.1, 0.5]), 3).tolist() == [True, False, True, True, False]
+    assert top_up(mask, jnp.asarray([0.0, 0.2, 0.9, 0.1, 0.5]), 3).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_blocks_are_blocks() -> None:

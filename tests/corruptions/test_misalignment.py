@@ -28,6 +28,7 @@ distort = jax.jit(m.distort)
 distort_all = jax.jit(jax.vmap(m.distort))
 grids_of = jax.jit(jax.vmap(m.distortion_grid, in_axes=(0, 0, None)), static_argnums=2)
 zoom_out = jax.jit(m.zoom_out, static_argnums=2)
+draw_all = jax.jit(jax.vmap(m.draw_distortion))
 
 
 def pn(images: jax.Array) -> jax.Array:
@@ -276,7 +277,7 @@ def test_fish_eye_is_the_specs(dtype: str) -> None:
 
 
 def fish_eyes(count: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    return jax.jit(jax.vmap(m.draw_distortion))(jax.random.split(jax.random.key(seed), count))
+    return draw_all(jax.random.split(jax.random.key(seed), count))
 
 
 def sampled(image: np.ndarray, centre: np.ndarray, strength: float) -> np.ndarray:

@@ -111,7 +111,11 @@ def test_mae_gradients(mae: Case) -> None:
     derive = jax.jit(jax.grad(mae_loss, argnums=(0, 1)), static_argnums=(4, 5))
     params, image = derive(mae.params, mae.image, visible, hidden, "none", False)
     mae.same_gradients(params, mae.tree("grad64/", np.float64))
-    channels_last = {key: mae.f[key].transpose(0, 2, 3, 1) for key in mae.f.files if key.startswith("grad_") and "image" in key}
+    channels_last = {
+        key: mae.f[key].transpose(0, 2, 3, 1)
+        for key in mae.f.files
+        if key.startswith("grad_") and "image" in key
+    }
     mae.same_gradients({"x": image}, {"x": channels_last["grad_image64"]})
     _, stopped = derive(mae.params, mae.image, visible, hidden, "none", True)
     mae.same_gradients({"x": stopped}, {"x": channels_last["grad_image_stopped64"]})
@@ -129,7 +133,11 @@ def test_mae_whole_image_features(mae: Case) -> None:
     layers, final = MAE.apply({"params": mae.params}, method=features)
     mae.close(final[:, 0], "full/cls64")
     norm = {"scale": mae.f["ft/fc_norm.weight"], "bias": mae.f["ft/fc_norm.bias"]}
-    params = {"encoder": mae.params["encoder"], "fc_norm": norm, "head": {"kernel": np.eye(32), "bias": np.zeros(32)}}
+    params = {
+        "encoder": mae.params["encoder"],
+        "fc_norm": norm,
+        "head": {"kernel": np.eye(32), "bias": np.zeros(32)},
+    }
     params = jax.tree.map(lambda x: jnp.asarray(x, mae.dtype), params)
     mae.close(Classifier(MAE_CONFIG, 32).apply({"params": params}, patches), "full/gap64")
     assert layers[-1].shape == final.shape
@@ -138,7 +146,10 @@ def test_mae_whole_image_features(mae: Case) -> None:
 def test_mae_with_its_own_tables(mae: Case) -> None:
     config = ViTConfig(**{**MAE_CONFIG.__dict__, "positions": "sincos_2d"})
     own = EncoderDecoder(config, DecoderConfig(24, 1, 3))
-    params = {k: {n: v for n, v in tree.items() if n != "pos_embed"} if isinstance(tree, dict) else tree for k, tree in mae.params.items()}
+    params = {
+        k: {n: v for n, v in tree.items() if n != "pos_embed"} if isinstance(tree, dict) else tree
+        for k, tree in mae.params.items()
+    }
     shapes = jax.eval_shape(own.init, jax.random.key(0), patchify(mae.image, 8))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, shapes)
     visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), 4)
@@ -160,6 +171,12 @@ def test_transformers_vit_mae() -> None:
         for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
+        for table, width in (
+            (theirs.vit.embeddings.position_embeddings, 32),
+            (theirs.decoder.decoder_pos_embed, 16),
+        ):
+            own = np.pad(sincos_2d((6, 6), width), ((1, 0), (0, 0)))  # some versions leave theirs at 0
+            table.copy_(torch.from_numpy(own)[None])
     image = np.random.default_rng(0).normal(size=(3, 3, 24, 24)).astype(np.float32)
     noise = np.random.default_rng(1).random((3, 36)).astype(np.float32)
     out = theirs(pixel_values=torch.from_numpy(image), noise=torch.from_numpy(noise))
@@ -182,17 +199,22 @@ def test_transformers_vit_mae() -> None:
             ours_name = ours_name.replace(theirs_part, our_part)
         renamed[ours_name] = value
     ours = EncoderDecoder(
-        ViTConfig(image_size=(24, 24), patch=4, width=32, depth=2, heads=4, positions="sincos_2d"), DecoderConfig(16, 2, 2)
+        ViTConfig(image_size=(24, 24), patch=4, width=32, depth=2, heads=4, positions="sincos_2d"),
+        DecoderConfig(16, 2, 2),
     )
     params = jax.tree.map(jnp.asarray, from_mae(renamed))
     patches = patchify(jnp.asarray(image.transpose(0, 2, 3, 1)), 4)
     shapes = jax.eval_shape(ours.init, jax.random.key(0), patches)["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, shapes), jax.tree.structure(params)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, shapes), jax.tree.structure(
+        params
+    )
     visible, hidden = split_by_noise(jnp.asarray(noise), 9)
     pred = ours.apply({"params": params}, patches, visible, hidden, method="predict_all")
     pred = take_rows(pred, jnp.argsort(jnp.concatenate([visible, hidden], axis=1), axis=1))
     np.testing.assert_allclose(pred, out.logits.detach().numpy(), atol=1e-4)
-    error = jnp.square(take_rows(pred, hidden) - normalise_patches(take_rows(patches, hidden), "joint")).mean()
+    error = jnp.square(
+        take_rows(pred, hidden) - normalise_patches(take_rows(patches, hidden), "joint")
+    ).mean()
     assert float(error) == pytest.approx(float(out.loss), abs=1e-5)
 
 
@@ -240,7 +262,9 @@ def test_simmim(simmim: Case) -> None:
 
 def test_simmim_gradients(simmim: Case) -> None:
     mask = jnp.asarray(simmim.f["mask"].astype(bool))
-    derive = jax.jit(jax.grad(lambda p, x, stop: simmim_loss(simmim, p, x, mask, stop), argnums=(0, 1)), static_argnums=2)
+    derive = jax.jit(
+        jax.grad(lambda p, x, stop: simmim_loss(simmim, p, x, mask, stop), argnums=(0, 1)), static_argnums=2
+    )
     params, image = derive(simmim.params, simmim.image, False)
     simmim.same_gradients(params, simmim.tree("grad64/", np.float64))
     simmim.same_gradients({"x": image}, {"x": simmim.f["grad_image64"].transpose(0, 2, 3, 1)})
@@ -251,7 +275,9 @@ def test_simmim_gradients(simmim: Case) -> None:
 def test_simmim_masks_are_whole_units() -> None:
     mask = official("simmim_public")["mask"].reshape(2, 4, 2, 4, 2)
     assert (mask == mask[:, :, :1, :, :1]).all() and (mask[:, :, 0, :, 0].sum(axis=(1, 2)) == 10).all()
-    ours = unit_mask_from_noise(jnp.asarray(np.random.default_rng(0).random(16)), (8, 8), 2, 10).reshape(4, 2, 4, 2)
+    ours = unit_mask_from_noise(jnp.asarray(np.random.default_rng(0).random(16)), (8, 8), 2, 10).reshape(
+        4, 2, 4, 2
+    )
     assert (ours == ours[:, :1, :, :1]).all() and int(ours.sum()) == 40
 
 

@@ -46,7 +46,9 @@ def test_no_dead_codes_even_from_a_bad_start() -> None:
 def test_padding_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     points = blobs(997)
     whole = np.asarray(fit_kmeans(points, 8))
-    monkeypatch.setattr(kmeans, "CHUNK", 997)  # no padding in one chunk either way; the start sees the same points
+    monkeypatch.setattr(
+        kmeans, "CHUNK", 997
+    )  # no padding in one chunk either way; the start sees the same points
     np.testing.assert_allclose(whole, fit_kmeans(points, 8), atol=1e-4)
     assert np.abs(whole).min(axis=1).max() > 0  # no centroid sits on the padding's zeros
 
@@ -60,8 +62,12 @@ def test_nearest_centroid() -> None:
     points, centroids = blobs(500), blobs(20)
     ids = np.asarray(nearest_centroid(jnp.asarray(points), jnp.asarray(centroids)))
     np.testing.assert_array_equal(ids, np.square(points[:, None] - centroids[None]).sum(-1).argmin(1))
-    np.testing.assert_array_equal(nearest_centroid(jnp.asarray(centroids), jnp.asarray(centroids)), np.arange(20))
-    halves = [np.asarray(nearest_centroid(jnp.asarray(p), jnp.asarray(centroids))) for p in np.split(points, 2)]
+    np.testing.assert_array_equal(
+        nearest_centroid(jnp.asarray(centroids), jnp.asarray(centroids)), np.arange(20)
+    )
+    halves = [
+        np.asarray(nearest_centroid(jnp.asarray(p), jnp.asarray(centroids))) for p in np.split(points, 2)
+    ]
     np.testing.assert_array_equal(np.concatenate(halves), ids)
     scaled = np.asarray(nearest_centroid(jnp.asarray(7 * points), jnp.asarray(7 * centroids)))
     np.testing.assert_array_equal(scaled, ids)

@@ -38,13 +38,34 @@ def rates(config: Config, epochs: list[float], steps_per_epoch: float = 1000.0) 
 
 
 def test_mapet_rule_of_the_paper() -> None:
-    config = schedule(small_config(), epochs=300, warmup=10, lr=1.5e-3, warmup_lr=1e-6, min_lr=1e-5, cosine_from="start")
-    expected = {0: 1e-6, 1: 1.509e-4, 5: 7.505e-4, 9: 1.3501e-3, 10: 1.49592e-3, 50: 1.40019e-3, 150: 7.55e-4, 299: 1.00408e-5, 305: 1e-5}
+    config = schedule(
+        small_config(), epochs=300, warmup=10, lr=1.5e-3, warmup_lr=1e-6, min_lr=1e-5, cosine_from="start"
+    )
+    expected = {
+        0: 1e-6,
+        1: 1.509e-4,
+        5: 7.505e-4,
+        9: 1.3501e-3,
+        10: 1.49592e-3,
+        50: 1.40019e-3,
+        150: 7.55e-4,
+        299: 1.00408e-5,
+        305: 1e-5,
+    }
     np.testing.assert_allclose(rates(config, list(expected)), list(expected.values()), rtol=5e-6)
 
 
 def test_per_epoch_holds_the_rate() -> None:
-    config = schedule(small_config(), epochs=300, warmup=10, lr=1.5e-3, warmup_lr=1e-6, min_lr=1e-5, cosine_from="start", per_epoch=True)
+    config = schedule(
+        small_config(),
+        epochs=300,
+        warmup=10,
+        lr=1.5e-3,
+        warmup_lr=1e-6,
+        min_lr=1e-5,
+        cosine_from="start",
+        per_epoch=True,
+    )
     held = rates(config, [1.0, 1.3, 1.999, 2.0])
     assert held[0] == held[1] == held[2] < held[3]
     assert held[0] == pytest.approx(1.509e-4, rel=1e-9)
@@ -81,14 +102,24 @@ def test_official_rates() -> None:
         np.testing.assert_allclose(rates(config, [p[0] for p in points]), [p[1] for p in points], rtol=1e-9)
 
 
-RULES = Rules(init=((".", ones),), decay=(("kernel$", True), (".", False)), frozen=(("^held/", True), (".", False)))
-PARAMS = {"a": {"kernel": jnp.asarray([[3.0, 4.0]]), "bias": jnp.asarray([1.0])}, "held": {"kernel": jnp.asarray([2.0])}}
-GRADS = {"a": {"kernel": jnp.asarray([[0.6, 0.8]]), "bias": jnp.asarray([2.0])}, "held": {"kernel": jnp.asarray([100.0])}}
+RULES = Rules(
+    init=((".", ones),), decay=(("kernel$", True), (".", False)), frozen=(("^held/", True), (".", False))
+)
+PARAMS = {
+    "a": {"kernel": jnp.asarray([[3.0, 4.0]]), "bias": jnp.asarray([1.0])},
+    "held": {"kernel": jnp.asarray([2.0])},
+}
+GRADS = {
+    "a": {"kernel": jnp.asarray([[0.6, 0.8]]), "bias": jnp.asarray([2.0])},
+    "held": {"kernel": jnp.asarray([100.0])},
+}
 
 
 def updated(clip: float | None, steps: int = 3) -> dict:
     config = schedule(small_config(), epochs=10, warmup=0, lr=0.1, min_lr=0.1)
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, clip_norm=clip, weight_decay=0.05))
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, clip_norm=clip, weight_decay=0.05)
+    )
     optimiser = make_optimiser(config, RULES, PARAMS, 1.0)
     params, state = PARAMS, optimiser.init(PARAMS)
     for _ in range(steps):

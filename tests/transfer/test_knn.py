@@ -18,7 +18,12 @@ def test_predictions_equal_scikit_learns() -> None:
     train, test = data(400, 1), data(150, 2)
     for k, temperature in ((5, 0.07), (20, 0.07), (20, 1.0)):
         scores = knn_scores(
-            jnp.asarray(test[0]), jnp.asarray(train[0]), jnp.asarray(train[1]), k=k, temperature=temperature, num_classes=5
+            jnp.asarray(test[0]),
+            jnp.asarray(train[0]),
+            jnp.asarray(train[1]),
+            k=k,
+            temperature=temperature,
+            num_classes=5,
         )
         oracle = KNeighborsClassifier(
             n_neighbors=k, metric="cosine", weights=lambda distance, t=temperature: np.exp(-distance / t)
