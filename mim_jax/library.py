@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mim_jax.config.schema import Config
 from mim_jax.methods import Method, build_method
 from mim_jax.models.vit import Params
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.sharding import abstract
 from mim_jax.training.workdir import read_config
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from mim_jax import pretrain
-from mim_jax.config.check import ConfigError, check
+from mim_jax import gallery, pretrain
+from mim_jax.config.check import ConfigError, check, one_of
 from mim_jax.config.flags import explain, nearest_config_file
 from mim_jax.data import DataError
 from mim_jax.methods import check_options
 from mim_jax.training import distributed
-from mim_jax.training.checkpoint import CheckpointError
-from mim_jax.training.watch import Diverged
+from mim_jax.training.checkpoints import CheckpointError
+from mim_jax.training.watching.watch import Diverged
+
+TASKS = {"pretrain": pretrain.run, "gallery": gallery.run}
+"""config.task -> (configuration, directory) -> exit code."""
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -67,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         distributed.join()
         if flags.FLAGS.overwrite and workdir.exists():
             _delete_run(workdir)
-        return pretrain.run(config, workdir)
+        return TASKS[one_of("config.task", config.task, TASKS)](config, workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"mim_jax: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -9,27 +9,27 @@ from typing import Any
 
 import jax
 
-from mim_jax.config.check import ConfigError, one_of, to_dict
+from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, open_source, place
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
-from mim_jax.training import bad_images, first_batch
-from mim_jax.training.checkpoint import Checkpoints
-from mim_jax.training.facts import announce, run_facts, show_result
+from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.heldout import HeldOut
 from mim_jax.training.keys import Purpose, example_keys
-from mim_jax.training.log import read_metrics, say
 from mim_jax.training.loop import Evaluator, restore_or_create, steps_per_epoch, train
 from mim_jax.training.optimiser import make_optimiser
-from mim_jax.training.report import REPORT, write_report
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.sinks import open_sinks
 from mim_jax.training.state import TrainState
-from mim_jax.training.table import result_rows
-from mim_jax.training.wandb_sink import import_wandb
+from mim_jax.training.watching import bad_images, first_batch
+from mim_jax.training.watching.facts import announce, run_facts, show_result
+from mim_jax.training.watching.log import read_metrics, say
+from mim_jax.training.watching.report import REPORT, write_report
+from mim_jax.training.watching.sinks import open_sinks
+from mim_jax.training.watching.table import result_rows
+from mim_jax.training.watching.wandb_sink import import_wandb
 from mim_jax.training.workdir import claim
 from mim_jax.transfer.knn import Knn
 
@@ -41,7 +41,6 @@ def run(config: Config, workdir: Path) -> int:
     """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again)."""
     started = time.time()
     import_wandb(config)  # a missing package is said before anything is compiled
-    one_of("config.task", config.task, ("pretrain",))
     train_source, test_source = (
         _open(config, split) for split in (config.data.split, config.data.test_split)
     )

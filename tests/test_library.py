@@ -16,7 +16,7 @@ from tiny import STEPS
 
 import mim_jax
 from mim_jax.config.check import ConfigError
-from mim_jax.training.checkpoint import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 
 SIZE = 8  # of digits
 

@@ -15,7 +15,7 @@ import pytest
 
 from mim_jax import pretrain
 from mim_jax.config.check import check
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 
 OPTIONS = {
     "model.variant": "mu",

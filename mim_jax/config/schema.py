@@ -133,7 +133,7 @@ class Log:
 class Config:
     """One run. `method` is {"name": ..., and that method's options}."""
 
-    task: str = "pretrain"
+    task: str = "pretrain"  # pretrain | gallery
     seed: int = 0
     method: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: Model = Model()

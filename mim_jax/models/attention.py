@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mim_jax.models.bands import Band
-from mim_jax.models.layers import Dense, dense
+from mim_jax.models.layers import Dense, dense, promoted
 
 Mask = jax.Array | tuple[Band, ...] | None
 """Who may attend to whom: a boolean array, bands of rows (a constant mask), or everybody to everybody."""
@@ -27,26 +27,29 @@ class Projections(nn.Module):
         self, x: jax.Array, num_keys: int, num_queries: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rows [B, R, D] to q [B, num_queries, D] of the last rows, k and v [B, num_keys, D] of the first."""
-        width, zeros = self.width, nn.initializers.zeros
+        width = self.width
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 3 * width))
-        bias: jax.Array | None = None
-        if self.bias == "qkv":
-            bias = self.param("bias", zeros, (3 * width,))
-        elif self.bias == "qv":
-            q_bias, v_bias = self.param("q_bias", zeros, (width,)), self.param("v_bias", zeros, (width,))
-            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-        elif self.bias != "none":
-            raise ValueError(f"the bias of the attention projections is qkv, qv or none, not {self.bias!r}")
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promoted(self.dtype, x, kernel, self._bias())
         rows = x.shape[1]
         if num_keys == rows == num_queries:
             q, k, v = jnp.split(dense(x, kernel, bias), 3, axis=-1)
             return q, k, v
-        q_bias = None if bias is None else bias[:width]
-        kv_bias = None if bias is None else bias[width:]
-        q = dense(x[:, rows - num_queries :], kernel[:, :width], q_bias)
-        k, v = jnp.split(dense(x[:, :num_keys], kernel[:, width:], kv_bias), 2, axis=-1)
+        q = dense(x[:, rows - num_queries :], kernel[:, :width], None if bias is None else bias[:width])
+        rest = None if bias is None else bias[width:]
+        k, v = jnp.split(dense(x[:, :num_keys], kernel[:, width:], rest), 2, axis=-1)
         return q, k, v
+
+    def _bias(self) -> jax.Array | None:
+        """[3 D], zero for k under "qv"."""
+        zeros, width = nn.initializers.zeros, self.width
+        if self.bias == "qkv":
+            return self.param("bias", zeros, (3 * width,))
+        if self.bias == "qv":
+            q_bias, v_bias = self.param("q_bias", zeros, (width,)), self.param("v_bias", zeros, (width,))
+            return jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+        if self.bias != "none":
+            raise ValueError(f"the bias of the attention projections is qkv, qv or none, not {self.bias!r}")
+        return None
 
 
 def attend(

@@ -21,6 +21,14 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def promoted(
+    dtype: DTypeLike | None, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Input and parameters in the computation's dtype; None = their common one."""
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
+    return x, kernel, bias
+
+
 class Dense(nn.Module):
     """A linear layer with kernel [in, out]."""
 
@@ -32,7 +40,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        return dense(*nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+        return dense(*promoted(self.dtype, x, kernel, bias))
 
 
 class LayerNorm(nn.Module):

@@ -165,10 +165,8 @@ class Trunk(nn.Module):
         for index, block in enumerate(self.blocks):
             last = index == c.depth - 1
             queries = num_outputs if last else None
-            if queries and isinstance(mask, tuple):
-                mask = last_rows(mask, queries)
-            elif queries and mask is not None:
-                mask = mask[..., mask.shape[-2] - queries :, :]
+            if queries and mask is not None:
+                mask = last_rows(mask, queries) if isinstance(mask, tuple) else mask[..., -queries:, :]
             if queries and bias is not None:
                 bias = bias[..., bias.shape[-2] - queries :, :]
             x = block(x, mask, bias, drop_keys, num_keys, queries)

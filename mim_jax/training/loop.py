@@ -13,16 +13,16 @@ import optax
 from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, place
 from mim_jax.methods.protocol import Artefacts, Method
-from mim_jax.training import first_batch
-from mim_jax.training.checkpoint import Checkpoints
-from mim_jax.training.first_batch import FirstBatch
-from mim_jax.training.log import say
+from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
 from mim_jax.training.shutdown import Shutdown
-from mim_jax.training.sinks import Sink
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
-from mim_jax.training.watch import Watch
+from mim_jax.training.watching import first_batch
+from mim_jax.training.watching.first_batch import FirstBatch
+from mim_jax.training.watching.log import say
+from mim_jax.training.watching.sinks import Sink
+from mim_jax.training.watching.watch import Watch
 
 
 class Evaluator(Protocol):

@@ -24,7 +24,7 @@ from absl import logging
 from damage import DAMAGE, flip_bit
 from tiny_run import SAVE_EVERY, train
 
-from mim_jax.training.checkpoint import CheckpointError
+from mim_jax.training.checkpoints import CheckpointError
 from mim_jax.training.shutdown import EXIT_AGAIN
 
 

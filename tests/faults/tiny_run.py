@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 
 SAVE_EVERY = 3

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mim_jax.training.checkpoint import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 
 State = dict[str, Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from mim_jax.training import checkpoint_writer
-from mim_jax.training.checkpoint import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints import writer as checkpoint_writer
 
 _HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 _TARGET = {"x": jax.ShapeDtypeStruct((3000,), jnp.float32, sharding=_HERE)}

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mim_jax.training.checkpoint import CheckpointError, Checkpoints
-from mim_jax.training.retention import best_step, steps_to_keep
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints.retention import best_step, steps_to_keep
 
 
 def test_best_step() -> None:

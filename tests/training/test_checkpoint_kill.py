@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 
 _SIZE = 300_000
 # Saves without a pause, so that nearly every instant is inside one.
 _WORKER = f"""
 import sys
 import jax, jax.numpy as jnp
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 
 with Checkpoints(sys.argv[1]) as checkpoints:
     step = (checkpoints.newest_good() or 0) + 1

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from mim_jax.training.checksums import first_damage, sum_files
+from mim_jax.training.checkpoints.checksums import first_damage, sum_files
 
 
 def test_sums_every_file_below_a_directory(tmp_path: Path) -> None:

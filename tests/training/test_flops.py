@@ -32,7 +32,7 @@ def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     data = {"image": jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.uint8)}
     held = {"centroids": jax.ShapeDtypeStruct((8192, 768), jnp.float32)}
-    view = jax.eval_shape(lambda k, d, h: method.corrupt(k, d, h), keys, data, held)
+    view = jax.eval_shape(method.corrupt, keys, data, held)
     assert view["patches"].shape == (count, length, 768)
 
     def loss(params, view, keys):

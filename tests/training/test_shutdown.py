@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from mim_jax.training.checkpoint import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 
 
@@ -55,7 +55,7 @@ _PROCESS = """
 import os, signal, sys, time
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from mim_jax.training.checkpoint import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 
 address, index, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]

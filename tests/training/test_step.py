@@ -78,7 +78,7 @@ class Uneven(Method):
         pass
 
     config = type("C", (), {"seed": 0})()
-    loss_weights = {"loss": 0.7, "other": 0.3}
+    loss_weights = {"loss": 0.7, "other": 0.3}  # noqa: RUF012
     module = rules = flops = None
 
     def corrupt(self, keys, batch, artefacts):

@@ -20,14 +20,14 @@ from tiny import STEPS, tiny_config, tiny_run
 
 from mim_jax import main, pretrain
 from mim_jax.config.check import ConfigError
-from mim_jax.training import bad_images, sessions, watch
-from mim_jax.training.first_batch import FirstBatch, draw
-from mim_jax.training.log import UNIX_TIME, read_metrics, say
-from mim_jax.training.peak import peak_flops
-from mim_jax.training.progress import Bar
-from mim_jax.training.report import curve_panels, write_report
-from mim_jax.training.sinks import open_sinks
-from mim_jax.training.watch import Watch
+from mim_jax.training.watching import bad_images, sessions, watch
+from mim_jax.training.watching.first_batch import FirstBatch, draw
+from mim_jax.training.watching.log import UNIX_TIME, read_metrics, say
+from mim_jax.training.watching.peak import peak_flops
+from mim_jax.training.watching.progress import Bar
+from mim_jax.training.watching.report import curve_panels, write_report
+from mim_jax.training.watching.sinks import open_sinks
+from mim_jax.training.watching.watch import Watch
 
 FAKE_WANDB = """
 import json, os

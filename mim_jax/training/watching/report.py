@@ -12,8 +12,8 @@ import matplotlib
 import numpy as np
 
 from mim_jax.methods.protocol import Picture
-from mim_jax.training import bad_images
-from mim_jax.training.table import LABELS
+from mim_jax.training.watching import bad_images
+from mim_jax.training.watching.table import LABELS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

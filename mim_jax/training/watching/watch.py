@@ -9,10 +9,10 @@ import jax
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
-from mim_jax.training.log import Clock, progress_line, say
-from mim_jax.training.peak import peak_flops
-from mim_jax.training.progress import Bar
-from mim_jax.training.sinks import Sink
+from mim_jax.training.watching.log import Clock, progress_line, say
+from mim_jax.training.watching.peak import peak_flops
+from mim_jax.training.watching.progress import Bar
+from mim_jax.training.watching.sinks import Sink
 
 LAG = 2
 """Updates in flight before the metrics of the oldest are looked at: the device never waits for the host to look."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_jax.training.checksums import FileSum, first_damage
+from mim_jax.training.checkpoints.checksums import FileSum, first_damage
 
 NAME = "manifest.json"
 _FORMAT = 1

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from mim_jax.training.checkpoint_manifest import CheckpointError, LeafSpec
+from mim_jax.training.checkpoints.manifest import CheckpointError, LeafSpec
 
 PyTree: TypeAlias = Any
 Flat: TypeAlias = dict[str, Any]

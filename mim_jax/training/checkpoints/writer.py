@@ -17,9 +17,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mim_jax.training import checkpoint_files as files
-from mim_jax.training.checkpoint_manifest import CheckpointError, Manifest, first_line, write_manifest
-from mim_jax.training.checksums import sum_files
+from mim_jax.training.checkpoints import files
+from mim_jax.training.checkpoints.checksums import sum_files
+from mim_jax.training.checkpoints.manifest import CheckpointError, Manifest, first_line, write_manifest
 
 ARRAYS = "arrays"
 

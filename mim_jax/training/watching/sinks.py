@@ -9,10 +9,10 @@ from typing import Protocol, Self
 import jax
 
 from mim_jax.config.schema import Config
-from mim_jax.training.log import UNIX_TIME, MetricLog
-from mim_jax.training.sessions import Session
-from mim_jax.training.tensorboard_sink import TensorBoardSink
-from mim_jax.training.wandb_sink import WandbSink
+from mim_jax.training.watching.log import UNIX_TIME, MetricLog
+from mim_jax.training.watching.sessions import Session
+from mim_jax.training.watching.tensorboard_sink import TensorBoardSink
+from mim_jax.training.watching.wandb_sink import WandbSink
 
 
 class Sink(Protocol):

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from mim_jax.training.log import UNIX_TIME
+from mim_jax.training.watching.log import UNIX_TIME
 
 FLUSH_SECONDS = 5
 """A watching TensorBoard is at most so far behind; what a kill loses comes back from metrics.jsonl."""

@@ -11,10 +11,10 @@ import numpy as np
 from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, Source
 from mim_jax.methods.protocol import Method
-from mim_jax.training import bad_images, sessions
-from mim_jax.training.log import read_metrics, say
-from mim_jax.training.report import REPORT
-from mim_jax.training.table import as_text, result_rows
+from mim_jax.training.watching import bad_images, sessions
+from mim_jax.training.watching.log import read_metrics, say
+from mim_jax.training.watching.report import REPORT
+from mim_jax.training.watching.table import as_text, result_rows
 from mim_jax.training.workdir import versions
 
 

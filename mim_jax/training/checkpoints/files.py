@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from mim_jax.training.checkpoint_manifest import CheckpointError, sync_directory
+from mim_jax.training.checkpoints.manifest import CheckpointError, sync_directory
 
 _NAME = re.compile(r"(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = "unfinished-"

@@ -23,14 +23,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mim_jax.training import checkpoint_files as files
-from mim_jax.training import checkpoint_reader as reader
-from mim_jax.training import checkpoint_tree as trees
-from mim_jax.training.checkpoint_files import Entry
-from mim_jax.training.checkpoint_manifest import CheckpointError, DamagedError, Manifest, read_manifest
-from mim_jax.training.checkpoint_tree import PyTree
-from mim_jax.training.checkpoint_writer import Writer
-from mim_jax.training.retention import best_step, steps_to_keep
+from mim_jax.training.checkpoints import files, reader
+from mim_jax.training.checkpoints import tree as trees
+from mim_jax.training.checkpoints.files import Entry
+from mim_jax.training.checkpoints.manifest import CheckpointError, DamagedError, Manifest, read_manifest
+from mim_jax.training.checkpoints.retention import best_step, steps_to_keep
+from mim_jax.training.checkpoints.tree import PyTree
+from mim_jax.training.checkpoints.writer import Writer
 
 __all__ = ["CheckpointError", "Checkpoints"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.schema import Config
-from mim_jax.training.log import UNIX_TIME
+from mim_jax.training.watching.log import UNIX_TIME
 
 
 def import_wandb(config: Config) -> Any:

@@ -6,18 +6,18 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mim_jax.training import checkpoint_files as files
-from mim_jax.training import checkpoint_tree as trees
-from mim_jax.training.checkpoint_files import Entry
-from mim_jax.training.checkpoint_manifest import (
+from mim_jax.training.checkpoints import files
+from mim_jax.training.checkpoints import tree as trees
+from mim_jax.training.checkpoints.files import Entry
+from mim_jax.training.checkpoints.manifest import (
     CheckpointError,
     DamagedError,
     first_line,
     read_manifest,
     verify,
 )
-from mim_jax.training.checkpoint_tree import PyTree
-from mim_jax.training.checkpoint_writer import ARRAYS
+from mim_jax.training.checkpoints.tree import PyTree
+from mim_jax.training.checkpoints.writer import ARRAYS
 
 
 def choose(directory: Path, step: int | None) -> Entry | None:
