@@ -60,8 +60,8 @@ def demo() -> ml_collections.ConfigDict:
     config.method.num_masked = 24
     config.method.min_block = 6
     config.optim.lr = 1.5e-3
-    config.schedule.epochs = 15.0
-    config.schedule.warmup_epochs = 1.5
+    config.schedule.epochs = 10.0
+    config.schedule.warmup_epochs = 1.0
     config.eval.knn = False  # the label is the number of the photograph
     config.eval.heldout_examples = 512
     return config

@@ -46,8 +46,8 @@ def photographs(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.model.image_size = 32
     config.model.patch = 4
     config.optim.lr = 1.5e-3
-    config.schedule.epochs = 20.0
-    config.schedule.warmup_epochs = 2.0
+    config.schedule.epochs = 12.0
+    config.schedule.warmup_epochs = 1.0
     config.eval.knn = False  # the label is the number of the photograph
     config.eval.heldout_examples = 512
     return config

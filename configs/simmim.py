@@ -59,8 +59,8 @@ def demo() -> ml_collections.ConfigDict:
     config.model.patch = 4
     config.model.drop_path = 0.0
     config.optim.lr = 1.5e-3
-    config.schedule.epochs = 15.0
-    config.schedule.warmup_epochs = 1.5
+    config.schedule.epochs = 10.0
+    config.schedule.warmup_epochs = 1.0
     config.eval.knn = False  # the label is the number of the photograph
     config.eval.heldout_examples = 512
     return config
