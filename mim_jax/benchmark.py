@@ -81,14 +81,14 @@ def prepare(spec: str, batch_size: int) -> tuple[Method, Callable[[], Any], Call
     state = create_state(method, optimiser, artefacts, ema=bool(resolved.optim.ema), mesh=mesh)
     update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, 1000.0)
     keys = example_keys(0, Purpose.CORRUPT, batch["draw"], batch["index"])
-    corrupt = jax.jit(lambda artefacts: last.corrupt(keys, batch, artefacts))
+    corrupt = jax.jit(last.corrupt)
     held = [state]
 
     def step() -> Any:
         held[0], metrics = update(held[0], batch)
         return metrics
 
-    return last, step, lambda: corrupt(held[0].artefacts)
+    return last, step, lambda: corrupt(keys, batch, held[0].artefacts)
 
 
 def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:

@@ -28,6 +28,8 @@ def test_sigterm_sets_the_flag_and_the_old_handler_returns() -> None:
 
 
 def test_the_second_interrupt_interrupts() -> None:
+    # A shell that starts this in the background has SIGINT ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     with Shutdown() as shutdown:
         os.kill(os.getpid(), signal.SIGINT)
