@@ -74,9 +74,13 @@ class TokenMethod(Method):
         """Fits the tokenizer on the training images, then counts tokens per position."""
         if self.cached_view:
             return {}
-        centroids = fit_kmeans(
-            _sample_patches(self, images(), self.kmeans_patches), self.vocabulary, seed=self.config.seed
-        )
+        patches = _sample_patches(self, images(), self.kmeans_patches)
+        try:
+            centroids = fit_kmeans(patches, self.vocabulary, seed=self.config.seed)
+        except ValueError as error:
+            raise ConfigError(
+                f"config.method.vocabulary={self.vocabulary} is too large for these images: {error}; choose a smaller one"
+            ) from error
         counts = np.full((self.vit.num_patches, self.vocabulary), FREQUENCY_PRIOR)
         tokenise = jax.jit(lambda batch: nearest_centroid(self.clean_patches(batch), centroids))
         position = np.arange(self.vit.num_patches)

@@ -221,3 +221,13 @@ def test_decay_lists() -> None:
     leaves = zip(jax.tree.leaves(names(official)), jax.tree.leaves(official), strict=True)
     expected = {name: bool(np.max(value)) for name, value in leaves}
     assert expected == decays  # names and all
+
+
+def test_a_vocabulary_larger_than_the_images_is_one_sentence() -> None:
+    from mim_jax.config.check import ConfigError
+
+    method = small_method("mapet", {"method.vocabulary": 5000})
+    with pytest.raises(
+        ConfigError, match=r"config.method.vocabulary=5000 is too large .* choose a smaller one"
+    ):
+        artefacts(method)
