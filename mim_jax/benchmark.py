@@ -4,7 +4,8 @@
 
 The first run is the baseline. The runs take turns, so that what else the machine does hits all alike; the median of the
 rounds counts. Images are random and already on the device: this times the step, not the input. `corrupt` is the time of
-the corruption alone as a share of the step.
+the corruption alone as a share of the step. A method with phases is timed in its last one, and the passes that it runs
+between steps (AMT's refresh) are timed beside it, an image each; `refresh` is their share of the steps of one interval.
 """
 
 import statistics
@@ -42,6 +43,8 @@ class Timed(NamedTuple):
     flops: float  # model FLOPs an image
     step: float  # seconds, median
     corrupt: float  # seconds, median
+    passes: float  # seconds of all passes on one batch, median
+    interval: int  # epochs between passes; 0 = none
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,21 +53,31 @@ def main(argv: Sequence[str]) -> None:
     if not specs:
         raise app.UsageError("give at least one --run=FILE[:PRESET][,key=value...]")
     runs = [prepare(spec, batch_size) for spec in specs]
-    times: list[list[tuple[float, float]]] = [[] for _ in runs]
+    times: list[list[tuple[float, ...]]] = [[] for _ in runs]
     for round_number in range(flags.FLAGS.rounds + 2):
-        for own, (_, step, corrupt) in zip(times, runs, strict=True):
-            measured = (seconds(step), seconds(corrupt))
+        for own, (_, *works) in zip(times, runs, strict=True):
+            measured = tuple(seconds(work) for work in works)
             if round_number >= 2:  # the first rounds compile and warm up
                 own.append(measured)
-    results = [
-        Timed(spec, method.flops(), *(statistics.median(column) for column in zip(*own, strict=True)))
-        for spec, (method, _, _), own in zip(specs, runs, times, strict=True)
-    ]
+    results = []
+    for spec, (method, *_), own in zip(specs, runs, times, strict=True):
+        step, corrupt, passes = (statistics.median(column) for column in zip(*own, strict=True))
+        results.append(Timed(spec, method.flops(), step, corrupt, passes, interval_of(method)))
     print(table(results, batch_size))
 
 
-def prepare(spec: str, batch_size: int) -> tuple[Method, Callable[[], Any], Callable[[], Any]]:
-    """The method, a function that makes one update, and one that only corrupts."""
+def interval_of(method: Method) -> int:
+    """Epochs between two runs of the method's passes; 0 without any."""
+    if not method.passes:
+        return 0
+    due = [epoch for epoch in range(1000) if method.passes[0].due(epoch)]
+    return due[1] - due[0]
+
+
+def prepare(
+    spec: str, batch_size: int
+) -> tuple[Method, Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
+    """The method, a function that makes one update, one that only corrupts, and one that runs all passes."""
     config = override(load(spec), {"data.batch_size": batch_size})
     if config.method.get("tokenizer") == "cache":
         override(config, {"method.tokens": "random ids"})
@@ -78,6 +91,11 @@ def prepare(spec: str, batch_size: int) -> tuple[Method, Callable[[], Any], Call
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     optimiser = make_optimiser(resolved, method.rules, shapes, 1000.0)
     artefacts = method.prepare(lambda: [np.asarray(random_batch(method, 64)["image"])])
+    artefacts |= {
+        one.name: np.full((batch_size, *one.shape), one.initial, one.dtype)
+        for one in method.passes
+        if one.on_device
+    }
     state = create_state(method, optimiser, artefacts, ema=bool(resolved.optim.ema), mesh=mesh)
     update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, 1000.0)
     keys = example_keys(0, Purpose.CORRUPT, batch["draw"], batch["index"])
@@ -88,7 +106,13 @@ def prepare(spec: str, batch_size: int) -> tuple[Method, Callable[[], Any], Call
         held[0], metrics = update(held[0], batch)
         return metrics
 
-    return last, step, lambda: corrupt(keys, batch, held[0].artefacts)
+    looks = [jax.jit(one.compute) for one in method.passes]
+    return (
+        last,
+        step,
+        lambda: corrupt(keys, batch, held[0].artefacts),
+        lambda: [look(held[0].params, batch) for look in looks],
+    )
 
 
 def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:
@@ -107,6 +131,9 @@ def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:
     if "tokens" in method.input_spec.extras:
         vocabulary = method.config.method["vocabulary"]
         batch["tokens"] = random.integers(0, vocabulary, (count, method.vit.num_patches)).astype(np.int32)
+    for one in method.passes:
+        if not one.on_device:
+            batch[one.name] = random.random((count, *one.shape)).astype(one.dtype)
     return batch
 
 
@@ -124,16 +151,23 @@ def table(results: Sequence[Timed], batch_size: int) -> str:
     lines = [
         f"{device}, batch {batch_size}, jax {jax.__version__}",
         "",
-        "| run | ms a step | images/s | step ratio | FLOPs ratio | step / FLOPs | corrupt |",
-        "|---|---|---|---|---|---|---|",
+        "| run | ms a step | images/s | step ratio | FLOPs ratio | step / FLOPs | corrupt | refresh |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         step, flops = r.step / base.step, r.flops / base.flops
         lines.append(
             f"| {r.name} | {1e3 * r.step:.0f} | {batch_size / r.step:.1f} | {step:.3f} | {flops:.3f}"
-            f" | {step / flops:.3f} | {100 * r.corrupt / r.step:.1f} % |"
+            f" | {step / flops:.3f} | {100 * r.corrupt / r.step:.1f} % | {refresh(r)} |"
         )
     return "\n".join(lines)
+
+
+def refresh(r: Timed) -> str:
+    """Time of the passes over that of the steps between two of them."""
+    if not r.interval:
+        return "none"
+    return f"{100 * r.passes / r.step / r.interval:.1f} % (every {r.interval} epochs)"
 
 
 if __name__ == "__main__":

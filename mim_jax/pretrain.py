@@ -18,11 +18,12 @@ from mim_jax.methods.protocol import Batch
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.heldout import HeldOut
 from mim_jax.training.keys import Purpose, example_keys
-from mim_jax.training.loop import Evaluator, restore_or_create, steps_per_epoch, train
+from mim_jax.training.loop import Evaluator, restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.state import TrainState
+from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, first_batch
 from mim_jax.training.watching.facts import announce, run_facts, show_result
 from mim_jax.training.watching.log import read_metrics, say
@@ -54,9 +55,9 @@ def run(config: Config, workdir: Path) -> int:
     method = build_method(config)
     extras = _extras(method, train_source)
     mesh = make_mesh(config.mesh)
-    per_epoch = steps_per_epoch(method, len(train_source))
+    tables = Tables(method, train_source, mesh)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    optimiser = make_optimiser(config, method.rules, shapes, per_epoch)
+    optimiser = make_optimiser(config, method.rules, shapes, len(train_source) / config.data.batch_size)
     loader = Loader(
         train_source,
         method.input_spec,
@@ -66,10 +67,10 @@ def run(config: Config, workdir: Path) -> int:
         process_count=jax.process_count(),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
-        extras=extras,
+        extras=extras | tables.extras(),
     )
     claim(workdir, config)
-    announce(method, loader, len(test_source), shapes, workdir)
+    announce(method, loader, tables, len(test_source), shapes, workdir)
     batches = functools.partial(_eval_batches, config, mesh)
     evaluators = _evaluators(config, method, mesh, train_source, test_source, batches)
     with (
@@ -87,7 +88,11 @@ def run(config: Config, workdir: Path) -> int:
             show_result(workdir, bad_images.remember(workdir, ()))
             return 0
         first_step, state = restore_or_create(
-            method, optimiser, checkpoints, mesh, functools.partial(_prepare, config, method, train_source)
+            method,
+            optimiser,
+            checkpoints,
+            mesh,
+            lambda: _prepare(config, method, train_source) | tables.initial(),
         )
         with open_sinks(config, workdir, first_step, started) as sinks:
             finished = train(
@@ -98,6 +103,7 @@ def run(config: Config, workdir: Path) -> int:
                 first_step=first_step,
                 mesh=mesh,
                 evaluators=evaluators,
+                tables=tables,
                 checkpoints=checkpoints,
                 sink=sinks,
                 workdir=workdir,
@@ -222,15 +228,17 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
     if jax.process_count() > 1:  # drawing needs whole arrays on one host
         return None
 
+    last = method.in_phase(method.phases[-1])
+
     @jax.jit  # operation by operation it would compile some hundred programs
     def view_and_outputs(params: Any, artefacts: Any, batch: Batch) -> tuple[Any, Any]:
-        batch = {key: value[:8] for key, value in batch.items()}
+        batch = last.held_out(params, {key: value[:8] for key, value in batch.items()})
         keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
-        view = method.corrupt(keys, batch, artefacts)
-        return view, method.forward(params, view, keys, False)
+        view = last.corrupt(keys, batch, artefacts)
+        return view, last.forward(params, view, keys, False)
 
     view, outputs = view_and_outputs(state.params, state.artefacts, dict(next(iter(batches))))
-    return method.picture(view, outputs, state.artefacts)
+    return last.picture(view, outputs, state.artefacts)
 
 
 def _report(
@@ -241,7 +249,7 @@ def _report(
     write_report(
         workdir / REPORT,
         title=f"{config.method['name']} on {train_source.name}",
-        facts=run_facts(method, train_source, workdir, steps_per_epoch(method, len(train_source))),
+        facts=run_facts(method, train_source, workdir),
         records=records,
         rows=result_rows(records),
         picture=picture,

@@ -65,7 +65,7 @@ def num_units_masked(grid: tuple[int, int], unit: int, ratio: float) -> int:
     """
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
-    rows, columns = _units(grid, unit)
+    rows, columns = unit_grid(grid, unit)
     return math.ceil(ratio * (rows * columns))
 
 
@@ -82,7 +82,7 @@ def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) ->
     Raises:
         ValueError: as `num_units_masked`.
     """
-    rows, columns = _units(grid, unit)
+    rows, columns = unit_grid(grid, unit)
     noise = jax.random.uniform(key, (rows * columns,))
     return unit_mask_from_noise(noise, grid, unit, num_units_masked(grid, unit, ratio))
 
@@ -99,7 +99,7 @@ def unit_mask_from_noise(noise: jax.Array, grid: tuple[int, int], unit: int, num
     Raises:
         ValueError: if the grid is not a multiple of the unit, or `noise` or `num_masked` do not fit it.
     """
-    rows, columns = _units(grid, unit)
+    rows, columns = unit_grid(grid, unit)
     if noise.shape[-1] != rows * columns:
         raise ValueError(
             f"noise must hold {rows * columns} units ({rows} x {columns}), got {noise.shape[-1]}"
@@ -109,8 +109,8 @@ def unit_mask_from_noise(noise: jax.Array, grid: tuple[int, int], unit: int, num
     return patches.reshape(*noise.shape[:-1], grid[0] * grid[1])
 
 
-def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Rows and columns of units."""
+def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
+    """Rows and columns of units of `unit` x `unit` patches. ValueError where they do not fill the grid."""
     if unit < 1 or grid[0] % unit or grid[1] % unit:
         raise ValueError(
             f"a grid of {grid[0]}x{grid[1]} patches cannot be cut into units of {unit}x{unit} patches"

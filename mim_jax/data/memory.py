@@ -7,8 +7,7 @@ from mim_jax.data.sources.base import Source
 from mim_jax.data.spec import InputSpec
 
 SAMPLED = 32
-# A picture in a thread: its encoded bytes, its pixels, the cut, and the 4-byte copy that PIL makes of it.
-# copy of the cut.
+# A picture in a thread: its encoded bytes, its pixels, the cut, and the 4-byte copy that PIL makes of the cut.
 COPIES = 4
 MIB = 2**20
 
@@ -29,7 +28,6 @@ def budget(source: Source, spec: InputSpec, host_batch: int, prefetch: int, thre
 def describe(held: dict[str, int]) -> str:
     """One line for the console."""
     parts = ", ".join(f"{name} {size / MIB:.1f}" for name, size in held.items())
-    total = sum(held.values()) / MIB
     total = sum(held.values()) / MIB
     return f"host memory for data: about {total:.1f} MiB ({parts})"
 

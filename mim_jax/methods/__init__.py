@@ -6,12 +6,13 @@ from typing import Any
 
 from mim_jax.config.check import ConfigError, build, one_of
 from mim_jax.config.schema import Config
-from mim_jax.methods import beyond_masking, mae, mapet, mim, simmim
+from mim_jax.methods import amt, beyond_masking, mae, mapet, mim, simmim
 from mim_jax.methods.protocol import Features, Method, Phase, Picture
 
 __all__ = ["METHODS", "Features", "Method", "Phase", "Picture", "build_method"]
 
 METHODS: dict[str, tuple[type, Callable[[Config, Any], Method]]] = {
+    "amt": (amt.AmtOptions, amt.build),
     "beyond_masking": (beyond_masking.BeyondMaskingOptions, beyond_masking.BeyondMasking),
     "mae": (mae.MaeOptions, mae.Mae),
     "mapet": (mapet.MapetOptions, mapet.build),

@@ -15,7 +15,7 @@ from mim_jax.methods.rules import Rules, normal, ones, uniform, xavier_uniform, 
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.vit import Params
-from mim_jax.targets.pixels import normalise_patches, patchify
+from mim_jax.targets.pixels import normalise_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Mae(Method):
                 f"config.method.mask_ratio={options.mask_ratio} leaves {self.num_visible} of {self.vit.num_patches} patches"
                 " visible: at least one must be visible and one hidden"
             )
+        self.num_hidden = self.vit.num_patches - self.num_visible
         self.decoder = DecoderConfig(options.decoder_width, options.decoder_depth, options.decoder_heads)
         check_decoder(self.decoder)
 
@@ -62,12 +63,14 @@ class Mae(Method):
             decay=((r"(kernel|cls_token|mask_token)$", True), (r".", False)),
         )
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        patches = patchify(self.network_images(keys, self.clean_images(batch)), self.vit.patch)
+    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+        """Indices of the visible and of the hidden patches, int32 [B, K] and [B, M]."""
         split_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        visible, hidden = jax.vmap(lambda key: random_split(key, self.vit.num_patches, self.num_visible))(
-            split_keys
-        )
+        return jax.vmap(lambda key: random_split(key, self.vit.num_patches, self.num_visible))(split_keys)
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        patches = self.network_patches(keys, batch)
+        visible, hidden = self.split(keys, batch, artefacts)
         return {
             "patches": patches,
             "visible": visible,
@@ -94,7 +97,7 @@ class Mae(Method):
         return {"constant": self.loss({"pixels": constant}, view)}
 
     def flops(self) -> float:
-        hidden = self.vit.num_patches - self.num_visible
+        hidden = self.num_hidden
         return encoder_decoder_flops(
             self.vit, self.decoder, visible=self.num_visible, hidden=hidden, painted=hidden
         )

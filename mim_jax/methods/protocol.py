@@ -18,6 +18,8 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.corruptions.colour import jitter
@@ -41,19 +43,30 @@ class Phase:
     first_epoch: int = 0
 
 
+def same_row(index: npt.NDArray[np.int32], num_examples: int) -> npt.NDArray[np.int32]:
+    """Every example's row is its own."""
+    return index
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """Work between two steps: a pass over the training images whose rows enter the artefacts (AMT's bank).
+    """Work between two steps: a look at every training image, of which one row an image is kept (AMT's bank).
 
-    due: whether it runs after epoch e (from 0) has ended. compute: (params, batch) -> rows [B, ...], jitted by the
-    trainer. store: (artefacts, index [n] (numpy), rows [n, ...] (numpy)) -> artefacts, on the host.
+    The rows of all images are the artefact `name`, whole on every host. `corrupt` finds those of its batch as
+    batch[name] [B, *shape], or, if they lie on the device, all of them as artefacts[name] [examples, *shape].
+    due: whether it runs after epoch e (from 0) has ended. compute: (params, batch) -> rows [B, *shape], jitted by the
+    trainer. row_of: (index, number of examples) -> the row that what was computed of that example goes to.
     """
 
     name: str
     due: Callable[[int], bool]
     input_spec: InputSpec
     compute: Callable[[Params, Batch], jax.Array]
-    store: Callable[[Artefacts, Any, Any], Artefacts]
+    shape: tuple[int, ...]
+    dtype: str
+    initial: float
+    on_device: bool = False
+    row_of: Callable[[npt.NDArray[np.int32], int], npt.NDArray[np.int32]] = same_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +98,6 @@ class Method(abc.ABC):
     loss_weights: Mapping[str, float] = {"loss": 1.0}
     """Weight of each term in the objective; terms that are not here are metrics."""
 
-    phases: tuple[Phase, ...] = (Phase(),)
-    passes: tuple[Pass, ...] = ()
     cached_view: bool = False
     """Whether the targets belong to one fixed view of each image (a token cache): no random crop, no flip."""
 
@@ -121,6 +132,16 @@ class Method(abc.ABC):
 
     # Defaults.
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Stretches of the run, in order, each with its own compiled step."""
+        return (Phase(),)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Work between two steps."""
+        return ()
+
     def in_phase(self, phase: Phase) -> "Method":
         """The method as it corrupts in a phase; itself, for the methods that have one."""
         return self
@@ -141,12 +162,12 @@ class Method(abc.ABC):
     @property
     def eval_spec(self) -> InputSpec:
         """The view of held-out images: of the size that `corrupt` wants, the same at every evaluation."""
-        return dataclasses.replace(self.input_spec, crop=self.config.augment.eval_crop, flip=False)
+        return dataclasses.replace(self.input_spec, crop=self.config.augment.eval_crop, flip=False, extras=())
 
     @property
     def feature_spec(self) -> InputSpec:
         """The view of images that `encode` is given: of the encoder's size."""
-        return dataclasses.replace(self.eval_spec, size=self.vit.image_size, extras=())
+        return dataclasses.replace(self.eval_spec, size=self.vit.image_size)
 
     def example_patches(self) -> jax.Array:
         """Patches of one blank image, to initialise with."""
@@ -172,6 +193,10 @@ class Method(abc.ABC):
         layers, final = cast(tuple[list[jax.Array], jax.Array], made)
         return Features(layers, final, self.vit.prefix)
 
+    def held_out(self, params: Params, batch: Batch) -> Batch:
+        """A held-out batch with what only training batches bring along (AMT: rows of its bank)."""
+        return batch
+
     def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
         """What to show of a batch in the report."""
         return None
@@ -192,6 +217,10 @@ class Method(abc.ABC):
         if self.config.augment.jitter:
             images = jax.vmap(lambda key, image: jitter(key, image, self.config.augment.jitter))(keys, images)
         return normalise(images, self.config.data.mean, self.config.data.std)
+
+    def network_patches(self, keys: jax.Array, batch: Batch) -> jax.Array:
+        """The batch's images as the network reads them, in patches [B, L, p p 3]."""
+        return patchify(self.network_images(keys, self.clean_images(batch)), self.vit.patch)
 
     def clean_patches(self, images: jax.Array) -> jax.Array:
         """Images, uint8 or in [0, 1], normalised and cut into patches."""

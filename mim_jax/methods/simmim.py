@@ -14,7 +14,6 @@ from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture,
 from mim_jax.methods.rules import Initialiser, Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
 from mim_jax.models.vit import Params
-from mim_jax.targets.pixels import patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +64,19 @@ class Simmim(Method):
             )
         )
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        patches = patchify(self.network_images(keys, self.clean_images(batch)), self.vit.patch)
+    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+        """Indices of the visible and of the hidden patches, int32 [B, K] and [B, M]."""
         mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
         o = self.options
         mask = jax.vmap(lambda key: unit_mask(key, self.vit.grid, o.unit, o.mask_ratio))(mask_keys)
         hidden, visible = masked_first(mask, self.num_masked)
+        return visible, hidden
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        patches = self.network_patches(keys, batch)
+        visible, hidden = self.split(keys, batch, artefacts)
         return {
             "patches": patches,
-            "mask": mask,
             "visible": visible,
             "hidden": hidden,
             "target": take_rows(patches, hidden),
@@ -81,8 +84,9 @@ class Simmim(Method):
 
     def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
         drop_keys = keys if train else None
+        mask = jax.vmap(lambda at: jnp.zeros(self.vit.num_patches, bool).at[at].set(True))(view["hidden"])
         pixels = self.apply(
-            params, view["patches"], view["mask"], view["hidden"], drop_keys=drop_keys, method="masked"
+            params, view["patches"], mask, view["hidden"], drop_keys=drop_keys, method="masked"
         )
         return {"pixels": pixels}
 

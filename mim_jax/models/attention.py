@@ -78,14 +78,21 @@ def attend(
                 swap(q), swap(k), swap(v), mask=mask, bias=bias, implementation="cudnn"
             )
         )
+    weights = attention_weights(q, k, bias, mask).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+def attention_weights(
+    q: jax.Array, k: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d) + bias, where mask), [B, H, Q, K] in float32 at least; arguments as in `attend`."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
     if bias is not None:
         logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def attend_in_bands(
@@ -122,7 +129,10 @@ class Attention(nn.Module):
     implementation: str = "auto"
     dtype: DTypeLike | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        self.qkv = Projections(self.width, self.bias, self.dtype)
+        self.proj = Dense(self.width, dtype=self.dtype)
+
     def __call__(
         self,
         x: jax.Array,
@@ -136,16 +146,32 @@ class Attention(nn.Module):
 
         mask: as in `attend`, or bands of the query rows (a constant mask).
         """
-        batch, rows, _ = x.shape
-        keys, queries = num_keys or rows, num_queries or rows
-        projected = Projections(self.width, self.bias, self.dtype, name="qkv")(x, keys, queries)
-        q, k, v = (
-            t.reshape(batch, -1, self.heads, self.width // self.heads).transpose(0, 2, 1, 3)
-            for t in projected
-        )
+        q, k, v = self._heads(x, num_keys, num_queries)
         if isinstance(mask, tuple):
             out = attend_in_bands(q, k, v, mask, bias=position_bias, implementation=self.implementation)
         else:
             out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
-        out = out.transpose(0, 2, 1, 3).reshape(batch, queries, self.width)
-        return Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(*out.shape[:1], out.shape[2], self.width))
+
+    def row(self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None) -> jax.Array:
+        """The softmax weights of one query to all rows, [B, R, D] to [B, H, R]; the other rows' are never computed.
+
+        query: a row; None = the mean of all rows' queries (and of their biases, [..., H, R, R]).
+        """
+        q, k, _ = self._heads(x)
+        q = jnp.mean(q, axis=2, keepdims=True) if query is None else q[:, :, query : query + 1]
+        if position_bias is not None:
+            rows = position_bias.mean(axis=-2) if query is None else position_bias[..., query, :]
+            position_bias = rows[..., None, :]
+        return attention_weights(q, k, position_bias)[:, :, 0]
+
+    def _heads(
+        self, x: jax.Array, num_keys: int | None = None, num_queries: int | None = None
+    ) -> tuple[jax.Array, ...]:
+        """q, k, v as [B, H, rows, d]."""
+        batch, rows, _ = x.shape
+        projected = self.qkv(x, num_keys or rows, num_queries or rows)
+        return tuple(
+            t.reshape(batch, -1, self.heads, self.width // self.heads).transpose(0, 2, 1, 3)
+            for t in projected
+        )

@@ -92,6 +92,34 @@ class MaskedPredictor(nn.Module):
         out = self.encoder.run(rows, drop_keys=drop_keys)[-1]
         return self.head(self.encoder.final_norm(take_rows(out, targets + self.config.prefix)))
 
+    def kept(
+        self, patches: jax.Array, visible: jax.Array, hidden: jax.Array, *, drop_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """`masked` without the patches that are neither visible nor hidden: no row of any block holds them (AMT).
+
+        Args:
+            patches: [B, L, p p 3].
+            visible: int32 [B, K]. hidden: int32 [B, M]; disjoint, in any order.
+        Returns:
+            [B, M, outputs], in the order of `hidden`; with K + M = L what `masked` returns.
+        """
+        prefix = self.config.prefix
+        order = jnp.concatenate([visible, hidden], axis=1) + prefix
+        positions = self.encoder.positions()
+        table = jnp.broadcast_to(positions, (len(patches), *positions.shape[1:]))
+        seen = self.encoder.embed(take_rows(patches, visible))
+        masks = jnp.broadcast_to(self.mask_token, (*hidden.shape, self.config.width)).astype(seen.dtype)
+        rows = jnp.concatenate([seen, masks], axis=1) + take_rows(table, order).astype(seen.dtype)
+        first = self.encoder.cls_row(rows) + positions[:, :prefix].astype(rows.dtype)
+        slots = jnp.concatenate([jnp.zeros((len(patches), prefix), order.dtype), order], axis=1)
+        out = self.encoder.run(
+            jnp.concatenate([first, rows], axis=1),
+            drop_keys=drop_keys,
+            num_outputs=hidden.shape[1],
+            slots=slots,
+        )[-1]
+        return self.head(self.encoder.final_norm(out))
+
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Visits every parameter (for initialisation): nothing hidden, every patch scored."""
         nothing = jnp.zeros(patches.shape[:2], bool)

@@ -63,6 +63,22 @@ class RelativePositionBias(nn.Module):
         return table[relative_index(self.grid, self.cls)].transpose(2, 0, 1)
 
 
+def bias_of_rows(bias: jax.Array, slots: jax.Array | None, queries: int | None) -> jax.Array:
+    """A relative bias for rows that are not all slots in raster order.
+
+    Args:
+        bias: [H, N, N], for all slots.
+        slots: int32 [B, R], the slot of every row; None = all of them, in order.
+        queries: the last so many rows are queries; None = all.
+    Returns:
+        [B, H, queries, R], or [H, queries, N] without `slots`.
+    """
+    if slots is None:
+        return bias if queries is None else bias[:, bias.shape[1] - queries :]
+    asking = slots if queries is None else slots[:, slots.shape[1] - queries :]
+    return jax.vmap(lambda q, k: bias[:, q[:, None], k[None, :]])(asking, slots)
+
+
 def resize_positions(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 1
 ) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from mim_jax.models.attention import Attention, Mask
 from mim_jax.models.bands import last_rows
 from mim_jax.models.layers import Dense, LayerNorm, LayerScale, Mlp, drop_path
-from mim_jax.models.positions import RelativePositionBias, sincos_1d, sincos_2d
+from mim_jax.models.positions import RelativePositionBias, bias_of_rows, sincos_1d, sincos_2d
 
 Params = dict[str, Any]
 
@@ -69,7 +69,16 @@ class Block(nn.Module):
     config: ViTConfig
     index: int
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        self.norm1, self.norm2 = LayerNorm(c.norm_eps, c.dtype), LayerNorm(c.norm_eps, c.dtype)
+        self.attn = Attention(c.width, c.heads, c.qkv_bias, c.attention, c.dtype)
+        self.mlp = Mlp(int(c.width * c.mlp_ratio), c.dtype)
+        if c.layer_scale is not None:
+            self.ls1, self.ls2 = LayerScale(c.layer_scale), LayerScale(c.layer_scale)
+        if c.relative_bias == "per_block":
+            self.relative_position_bias = RelativePositionBias(c.grid, c.heads, c.cls)
+
     def __call__(
         self,
         x: jax.Array,
@@ -78,27 +87,42 @@ class Block(nn.Module):
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
         num_queries: int | None = None,
+        slots: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, R, D] to [B, num_queries, D]: the last `num_queries` rows attend to the first `num_keys` rows."""
-        c = self.config
-        rate = c.drop_path_rates[self.index]
+        """[B, R, D] to [B, num_queries, D]: the last `num_queries` rows attend to the first `num_keys` rows.
 
-        def scaled(branch: jax.Array, number: int) -> jax.Array:
-            if c.layer_scale is not None:
-                branch = LayerScale(c.layer_scale, name=f"ls{number}")(branch)
-            return drop_path(branch, rate, drop_keys, salt=2 * self.index + number - 1)
-
-        if c.relative_bias == "per_block":
-            own = RelativePositionBias(c.grid, c.heads, c.cls, name="relative_position_bias")()
-            position_bias = own if position_bias is None else position_bias + own
-        attention = Attention(c.width, c.heads, c.qkv_bias, c.attention, c.dtype, name="attn")
-        normed = LayerNorm(c.norm_eps, c.dtype, name="norm1")(x)
-        branch = attention(
-            normed, num_keys=num_keys, num_queries=num_queries, mask=mask, position_bias=position_bias
+        slots: as in `Trunk.run`.
+        """
+        branch = self.attn(
+            self.norm1(x),
+            num_keys=num_keys,
+            num_queries=num_queries,
+            mask=mask,
+            position_bias=self._bias(position_bias, slots, num_queries),
         )
-        x = x[:, x.shape[1] - branch.shape[1] :] + scaled(branch, 1)
-        normed = LayerNorm(c.norm_eps, c.dtype, name="norm2")(x)
-        return x + scaled(Mlp(int(c.width * c.mlp_ratio), c.dtype, name="mlp")(normed), 2)
+        x = x[:, x.shape[1] - branch.shape[1] :] + self._scaled(branch, 1, drop_keys)
+        return x + self._scaled(self.mlp(self.norm2(x)), 2, drop_keys)
+
+    def attention_row(
+        self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None
+    ) -> jax.Array:
+        """What one row of [B, R, D] attends to in this block, [B, H, R]; as `Attention.row`."""
+        return self.attn.row(self.norm1(x), query, self._bias(position_bias, None, None))
+
+    def _scaled(self, branch: jax.Array, number: int, drop_keys: jax.Array | None) -> jax.Array:
+        if self.config.layer_scale is not None:
+            branch = (self.ls1 if number == 1 else self.ls2)(branch)
+        rate = self.config.drop_path_rates[self.index]
+        return drop_path(branch, rate, drop_keys, salt=2 * self.index + number - 1)
+
+    def _bias(
+        self, shared: jax.Array | None, slots: jax.Array | None, queries: int | None
+    ) -> jax.Array | None:
+        """The bias that all blocks share plus this block's own, for the query rows."""
+        if self.config.relative_bias != "per_block":
+            return shared
+        own = bias_of_rows(self.relative_position_bias(), slots, queries)
+        return own if shared is None else shared + own
 
 
 def _block_class(remat: str) -> type[nn.Module]:
@@ -148,6 +172,7 @@ class Trunk(nn.Module):
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
         num_outputs: int | None = None,
+        slots: jax.Array | None = None,
     ) -> list[jax.Array]:
         """All blocks, before the final norm.
 
@@ -157,24 +182,28 @@ class Trunk(nn.Module):
             drop_keys: typed keys [B] for drop path; None in evaluation.
             num_keys: the first so many rows are keys and values in every block (None = all).
             num_outputs: the last block updates the last so many rows only (None = all).
+            slots: int32 [B, R], the slot (0 = CLS, if there is one) of every row, where the rows are not all slots in
+                raster order; only a relative position bias asks.
         Returns:
             the rows after every block; the last entry has `num_outputs` rows.
         """
         c, outputs = self.config, []
-        bias = self.relative_position_bias() if c.relative_bias == "shared" else None
         for index, block in enumerate(self.blocks):
             last = index == c.depth - 1
             queries = num_outputs if last else None
             if queries and mask is not None:
                 mask = last_rows(mask, queries) if isinstance(mask, tuple) else mask[..., -queries:, :]
-            if queries and bias is not None:
-                bias = bias[..., bias.shape[-2] - queries :, :]
-            x = block(x, mask, bias, drop_keys, num_keys, queries)
+            x = block(x, mask, self._shared_bias(slots, queries), drop_keys, num_keys, queries, slots)
             outputs.append(x)
         return outputs
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
+
+    def _shared_bias(self, slots: jax.Array | None = None, queries: int | None = None) -> jax.Array | None:
+        if self.config.relative_bias != "shared":
+            return None
+        return bias_of_rows(self.relative_position_bias(), slots, queries)
 
 
 class ViT(Trunk):
@@ -211,3 +240,13 @@ class ViT(Trunk):
         """The slots after every block (not normed) and after the final norm."""
         outputs = self.run(self.tokens(patches))
         return outputs, self.final_norm(outputs[-1])
+
+    def attention_row(self, patches: jax.Array) -> jax.Array:
+        """What CLS attends to in the last block, float [B, H, N]; the other rows' weights are never computed.
+
+        Without CLS: what the mean of all queries attends to, [B, H, L] (ours; the papers have a CLS).
+        """
+        x = self.tokens(patches)
+        for block in self.blocks[:-1]:
+            x = block(x, None, self._shared_bias())
+        return self.blocks[-1].attention_row(x, 0 if self.config.cls else None, self._shared_bias())

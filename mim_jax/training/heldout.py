@@ -25,13 +25,14 @@ def other_images_patches(view: View) -> View:
 
 
 class HeldOut:
-    """Mean terms over held-out examples: the same examples, masks and orders at every evaluation."""
+    """Mean terms over held-out examples, in the last phase: the same examples, masks and orders at every evaluation."""
 
     name = "heldout"
 
     def __init__(
         self, method: Method, batches: Callable[[], Iterable[Batch]], *, mesh: jax.sharding.Mesh
     ) -> None:
+        method = method.in_phase(method.phases[-1])
         self.method, self.batches = method, batches
         self._whole = jax.jit(lambda state, batch: _terms(method, state, batch, baselines=True))
         self._plain = jax.jit(lambda state, batch: _terms(method, state, batch, baselines=False))
@@ -51,6 +52,7 @@ class HeldOut:
 
 def _terms(method: Method, state: Any, batch: Batch, *, baselines: bool) -> dict[str, Sums]:
     """Sums of the method's own terms (group "") and of each baseline's."""
+    batch = method.held_out(state.params, batch)
     keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
     view = method.corrupt(keys, batch, state.artefacts)
     groups = {"": method.loss(method.forward(state.params, view, keys, False), view)}

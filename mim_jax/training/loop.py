@@ -1,7 +1,5 @@
 """The life of a run, top to bottom: restore or create, step, watch, evaluate, save."""
 
-import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +12,13 @@ from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, place
 from mim_jax.methods.protocol import Artefacts, Method
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.epochs import phase_of
+from mim_jax.training.feed import Feed
 from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
 from mim_jax.training.shutdown import Shutdown
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
+from mim_jax.training.tables import Interrupted, Tables
 from mim_jax.training.watching import first_batch
 from mim_jax.training.watching.first_batch import FirstBatch
 from mim_jax.training.watching.log import say
@@ -31,17 +32,6 @@ class Evaluator(Protocol):
     name: str
 
     def __call__(self, state: TrainState, *, baselines: bool) -> dict[str, float]: ...
-
-
-def steps_per_epoch(method: Method, num_examples: int) -> float:
-    """Updates an epoch takes; fractional, because batches cross epochs."""
-    return num_examples / method.config.data.batch_size
-
-
-def phase_of(method: Method, step: int, per_epoch: float) -> int:
-    """Number of the phase that update `step` (from 0) belongs to."""
-    started = [i for i, phase in enumerate(method.phases) if step >= math.ceil(phase.first_epoch * per_epoch)]
-    return started[-1]
 
 
 def restore_or_create(
@@ -73,12 +63,15 @@ def train(
     first_step: int,
     mesh: jax.sharding.Mesh,
     evaluators: Sequence[Evaluator],
+    tables: Tables,
     checkpoints: Checkpoints,
     sink: Sink,
     workdir: Path,
     shutdown: Shutdown,
 ) -> TrainState | None:
     """Runs from `first_step` to the end; None if it was asked to stop before (the state is then saved).
+
+    state: complete, as restored or created: the tables of the passes are among its artefacts.
 
     Raises:
         Diverged: at the first update whose loss or gradient is not finite.
@@ -88,31 +81,42 @@ def train(
         resolved(value)
         for value in (config.schedule.steps, config.eval.every_steps, config.checkpoint.every_steps)
     )
-    per_epoch = steps_per_epoch(method, len(loader.source))
+    examples = len(loader.source)
+    state = tables.adopt(state)
     shapes = jax.eval_shape(lambda: state)
     compiled: dict[int, StepFunction] = {}
     put = FirstBatch(lambda batch: place(batch, batch_sharding(mesh)))
     with (
         Watch(config, sink, loader, first_step, max(checkpoints.steps(), default=None)) as watch,
-        contextlib.closing(loader.iterate(first_step, put)) as batches,
+        Feed(loader, put) as feed,
     ):
         if first_step == 0:
             watch.evaluated(0, evaluate(evaluators, state, baselines=config.eval.baselines))
         watch.clock.start()
         for step in range(first_step, total):
-            number = phase_of(method, step, per_epoch)
+            if passes := tables.due(step):
+                feed.stop()  # what was made ahead holds rows of the old tables
+                try:
+                    state, results = tables.refresh(passes, state, lambda: shutdown.requested)
+                except Interrupted:
+                    _stopped(checkpoints, step)
+                    return None
+                watch.evaluated(step, results)
+            number = phase_of(method, step, examples)
             if number not in compiled:
                 phase = method.in_phase(method.phases[number])
+                per_epoch = examples / config.data.batch_size
                 compiled[number] = make_train_step(phase, optimiser, shapes, mesh, per_epoch)
                 watch.flops = phase.flops()
-            batch = next(batches)
+            batch = feed.batch(step)
             if step == 0 and jax.process_index() == 0:
                 put.save(workdir / first_batch.FILE, loader.source.class_names)
             state, metrics = compiled[number](state, batch)
             done, last = step + 1, step + 1 == total
             stop = shutdown.requested_at(done) and not last
             evaluating = (done % eval_every == 0 or last) and not stop
-            saving = done % save_every == 0 or last or stop
+            # Saved before a pass, too: one that is cut short begins anew from there.
+            saving = done % save_every == 0 or last or stop or bool(tables.due(done))
             watch.update(done, metrics, look_at_all=evaluating or saving)
             if not (evaluating or saving):
                 continue
@@ -122,15 +126,19 @@ def train(
                 results = evaluate(evaluators, state, baselines=config.eval.baselines and last)
                 watch.evaluated(done, results)
             if saving:
-                checkpoints.save(done, state, results)
+                checkpoints.save(done, tables.complete(state), results)
                 watch.last_saved = done
             if stop:
-                checkpoints.wait()
-                say(f"asked to stop: step {done} is saved; the same command goes on from there")
+                _stopped(checkpoints, done)
                 return None
             watch.clock.start()
         checkpoints.wait()
         return state
+
+
+def _stopped(checkpoints: Checkpoints, done: int) -> None:
+    checkpoints.wait()
+    say(f"asked to stop: step {done} is saved; the same command goes on from there")
 
 
 def evaluate(evaluators: Sequence[Evaluator], state: TrainState, *, baselines: bool) -> dict[str, float]:

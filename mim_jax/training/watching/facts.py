@@ -1,6 +1,5 @@
 """What there is to say of a run before it starts (console) and after it has ended (report)."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, Source
 from mim_jax.methods.protocol import Method
+from mim_jax.training.epochs import phase_starts
+from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, sessions
 from mim_jax.training.watching.log import read_metrics, say
 from mim_jax.training.watching.report import REPORT
@@ -18,7 +19,9 @@ from mim_jax.training.watching.table import as_text, result_rows
 from mim_jax.training.workdir import versions
 
 
-def announce(method: Method, loader: Loader, held_out: int, shapes: Any, workdir: Path) -> None:
+def announce(
+    method: Method, loader: Loader, tables: Tables, held_out: int, shapes: Any, workdir: Path
+) -> None:
     """Prints what is about to run. `shapes`: of the parameters; `held_out`: images."""
     config = method.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
@@ -34,18 +37,20 @@ def announce(method: Method, loader: Loader, held_out: int, shapes: Any, workdir
     say(f"cost     {flops_text(method)}")
     say(f"devices  {versions()['devices']}, mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}")
     say(f"memory   {loader.describe_memory()}")
+    for table in tables.describe():
+        say(f"         {table}")
     say(f"workdir  {workdir}")
 
 
-def phase_steps(method: Method, total: int, per_epoch: float) -> list[int]:
+def phase_steps(method: Method, total: int, num_examples: int) -> list[int]:
     """Updates that each phase of the method has in a run of `total`."""
-    starts = [min(total, math.ceil(phase.first_epoch * per_epoch)) for phase in method.phases]
+    starts = [min(total, start) for start in phase_starts(method, num_examples)]
     return [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
 
 
-def total_flops(method: Method, total: int, per_epoch: float) -> float:
+def total_flops(method: Method, total: int, num_examples: int) -> float:
     """Model FLOPs of a whole run's training."""
-    steps = phase_steps(method, total, per_epoch)
+    steps = phase_steps(method, total, num_examples)
     per_image = [method.in_phase(phase).flops() for phase in method.phases]
     images = method.config.data.batch_size
     return sum(count * images * flops for count, flops in zip(steps, per_image, strict=True))
@@ -61,7 +66,7 @@ def flops_text(method: Method) -> str:
     return f"{', '.join(parts)} a training image"
 
 
-def run_facts(method: Method, source: Source, workdir: Path, per_epoch: float) -> dict[str, str]:
+def run_facts(method: Method, source: Source, workdir: Path) -> dict[str, str]:
     """Name -> value, in order, for the report."""
     config = method.config
     steps = resolved(config.schedule.steps)
@@ -69,7 +74,7 @@ def run_facts(method: Method, source: Source, workdir: Path, per_epoch: float) -
         "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
         "data": f"{source.describe()}, fingerprint {source.fingerprint}",
         "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:g} epochs)",
-        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, per_epoch):.3g} in all",
+        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(source)):.3g} in all",
         "wall time": sessions.describe(workdir),
         "seed": str(config.seed),
         **versions(),

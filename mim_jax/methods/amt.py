@@ -1,0 +1,189 @@
+"""AMT: attention decides what is masked and what is thrown away, on MAE or SimMIM (spec amt.md 3 to 6).
+
+The first epochs are the base method. Then a bank holds what CLS attends to in every training image; the most attended
+patches of a random draw by these weights are masked, the next are thrown (no encoder, no decoder, no loss sees them),
+the least attended stay visible.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config
+from mim_jax.corruptions.attention_driven import (
+    num_masked_and_thrown,
+    partition,
+    patches_of_units,
+    unit_weights,
+)
+from mim_jax.corruptions.masking import num_units_masked
+from mim_jax.data import InputSpec
+from mim_jax.methods.amt_picture import amt_picture
+from mim_jax.methods.attention_bank import NAME, AttentionBank, BankOptions, attention_maps
+from mim_jax.methods.flops import dense_flops, plain_flops
+from mim_jax.methods.mae import Mae, MaeOptions
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Pass, Phase, Picture, View
+from mim_jax.methods.simmim import Simmim, SimmimOptions
+from mim_jax.models.vit import Params
+
+RATIOS = {
+    ("mae", "amt"): (0.45, 0.40),
+    ("mae", "am"): (0.75, 0.0),
+    ("simmim", "amt"): (0.44, 0.26),
+    ("simmim", "am"): (0.6, 0.0),  # the release has no such setting; SimMIM's own ratio
+}
+"""(base, mode) -> shares of the patches that are masked and thrown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AmtOptions(BankOptions):
+    base: str = "mae"  # mae | simmim
+    mode: str = "amt"  # amt (mask and throw) | am (mask only)
+    mask_ratio: float | None = None  # None = by base and mode, as throw_ratio
+    throw_ratio: float | None = None
+    random_ratio: float | None = None  # masked up to `start`; None = 0.75 (mae), mask_ratio (simmim)
+    norm_pix: bool = False  # mae: as in MAE's options, and the decoder's sizes
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    unit: int = 2  # simmim: side of a mask unit in patches
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Shares of masked and of thrown patches once attention drives."""
+        mask, throw = RATIOS[self.base, self.mode]
+        return (
+            mask if self.mask_ratio is None else self.mask_ratio,
+            throw if self.throw_ratio is None else self.throw_ratio,
+        )
+
+
+class Driven(Method):
+    """What AMT adds to a base method. `driven` is false in the phase `random`, where the method is its base."""
+
+    name = "amt"
+    amt: AmtOptions
+    bank: AttentionBank
+    driven: bool
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.bank.phases
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return self.bank.passes
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return dataclasses.replace(super().input_spec, extras=self.bank.extras)
+
+    def in_phase(self, phase: Phase) -> Method:
+        return self if phase.name == "random" else build_phase(self.config, self.amt, driven=True)
+
+    def drawn(self, batch: Batch, artefacts: Artefacts) -> View:
+        """For the picture only; where nobody draws, XLA drops it."""
+        return {"weights": self.bank.weights(batch, artefacts)} if self.driven else {}
+
+    def held_out(self, params: Params, batch: Batch) -> Batch:
+        """Held-out images have no row in the bank: the maps of these very views are made on the spot."""
+        maps = attention_maps(self, params, self.clean_images(batch))
+        if self.amt.control == "shuffled_bank":
+            maps = jnp.roll(maps, 1, axis=0)
+        whole = jnp.tile(jnp.asarray([0.0, 0.0, 1.0, 1.0]), (len(maps), 1))
+        return {**batch, NAME: maps, "box": whole}
+
+    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+        return amt_picture(self, view, outputs["pixels"], normalised=self.amt.norm_pix)
+
+
+class AmtMae(Driven, Mae):
+    """AMT on MAE: the encoder sees K patches, the decoder these and the M masked ones."""
+
+    def __init__(self, config: Config, options: AmtOptions, driven: bool = False) -> None:
+        random_ratio = 0.75 if options.random_ratio is None else options.random_ratio
+        decoder = (options.decoder_width, options.decoder_depth, options.decoder_heads)
+        Mae.__init__(self, config, MaeOptions(random_ratio, options.norm_pix, *decoder))
+        self.amt, self.driven, self.bank = options, driven, AttentionBank(self, options)
+        try:
+            masked, self.num_thrown = num_masked_and_thrown(self.vit.num_patches, *options.ratios)
+        except ValueError as error:
+            raise ConfigError(f"config.method.mask_ratio, throw_ratio: {error}") from error
+        if driven:
+            self.num_hidden = masked
+            self.num_visible = self.vit.num_patches - masked - self.num_thrown
+
+    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+        if not self.driven:
+            return super().split(keys, batch, artefacts)
+        scores = self.bank.scores(keys, self.bank.weights(batch, artefacts))
+        masked, _, visible = partition(scores, self.num_hidden, self.num_thrown)
+        return visible, masked
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        return {**super().corrupt(keys, batch, artefacts), **self.drawn(batch, artefacts)}
+
+
+class AmtSimmim(Driven, Simmim):
+    """AMT on SimMIM, in its units: the encoder runs on CLS, the visible and the masked patches (spec amt.md 5)."""
+
+    def __init__(self, config: Config, options: AmtOptions, driven: bool = False) -> None:
+        mask, throw = options.ratios
+        random_ratio = mask if options.random_ratio is None else options.random_ratio
+        Simmim.__init__(self, config, SimmimOptions(random_ratio, options.unit))
+        self.amt, self.driven, self.bank = options, driven, AttentionBank(self, options)
+        units = self.vit.num_patches // options.unit**2
+        self.units_masked, self.units_thrown = (
+            num_units_masked(self.vit.grid, options.unit, ratio) for ratio in (mask, throw)
+        )
+        kept = units - self.units_masked - self.units_thrown
+        if self.units_masked < 1 or kept < 1:
+            raise ConfigError(
+                f"config.method.mask_ratio={mask}, throw_ratio={throw} mask {self.units_masked} of {units} units and leave"
+                f" {kept} visible: at least one of each is needed"
+            )
+        if driven:
+            self.num_masked = self.units_masked * options.unit**2
+            self.num_visible = kept * options.unit**2
+
+    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+        if not self.driven:
+            return super().split(keys, batch, artefacts)
+        grid, unit = self.vit.grid, self.amt.unit
+        weights = unit_weights(self.bank.weights(batch, artefacts), grid, unit)
+        masked, _, kept = partition(self.bank.scores(keys, weights), self.units_masked, self.units_thrown)
+        return patches_of_units(kept, grid, unit), patches_of_units(masked, grid, unit)
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        return {**super().corrupt(keys, batch, artefacts), **self.drawn(batch, artefacts)}
+
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+        if not self.driven:
+            return super().forward(params, view, keys, train)
+        drop_keys = keys if train else None
+        indices = (view["visible"], view["hidden"])
+        return {"pixels": self.apply(params, view["patches"], *indices, drop_keys=drop_keys, method="kept")}
+
+    def flops(self) -> float:
+        if not self.driven:
+            return super().flops()
+        values, masked = 3 * self.vit.patch**2, self.num_masked
+        return (
+            dense_flops(self.num_visible, values, self.vit.width, first=True)
+            + plain_flops(self.vit, self.vit.prefix + self.num_visible + masked, masked)
+            + dense_flops(masked, self.vit.width, values)
+        )
+
+
+def build(config: Config, options: AmtOptions) -> Method:
+    """AMT on the base that the options name."""
+    return build_phase(config, options, driven=False)
+
+
+def build_phase(config: Config, options: AmtOptions, *, driven: bool) -> Method:
+    """The method of a phase: its base's own corruption, or driven by attention."""
+    one_of("config.method.mode", options.mode, ("amt", "am"))
+    bases = {"mae": AmtMae, "simmim": AmtSimmim}
+    return bases[one_of("config.method.base", options.base, bases)](config, options, driven)

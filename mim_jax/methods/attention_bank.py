@@ -1,0 +1,130 @@
+"""AMT's bank: one attention map per training image, refreshed by a pass, and the choice of patches by it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.corruptions.attention_driven import (
+    crop_map,
+    normalise_attention,
+    official_corner,
+    scores_from_weights,
+)
+from mim_jax.data import InputSpec
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Pass, Phase
+from mim_jax.models.vit import Params
+
+NAME = "attention"
+CODES = {"float32": 1.0, "float16": 1.0, "uint8": 255.0}
+"""Types of the bank, and what a weight of 1 is in them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BankOptions:
+    start: int = 40  # the last epoch (from 0) of random masking; the first refresh follows it
+    interval: int = 40  # epochs between refreshes
+    mapping: str = (
+        "aligned"  # aligned | official_corner: the map's corner whatever the crop, as the release has it
+    )
+    control: str = (
+        "none"  # none | random_throw (all weights 1) | shuffled_bank (every image has another one's map)
+    )
+    bank: str = "host"  # host | device: where the maps lie
+    bank_dtype: str = "float32"  # float32 | float16 | uint8
+
+
+class AttentionBank:
+    """Two phases, the pass between them, and the weights of a batch's patches."""
+
+    def __init__(self, method: Method, options: BankOptions) -> None:
+        self.method, self.options = method, options
+        one_of("config.method.mapping", options.mapping, ("aligned", "official_corner"))
+        one_of("config.method.control", options.control, ("none", "random_throw", "shuffled_bank"))
+        one_of("config.method.bank", options.bank, ("host", "device"))
+        one_of("config.method.bank_dtype", options.bank_dtype, CODES)
+        if options.start < 0 or options.interval < 1:
+            raise ConfigError(
+                f"config.method.start={options.start}, interval={options.interval}: an epoch from 0, and at least 1"
+            )
+        if options.start + 1 >= method.config.schedule.epochs:
+            raise ConfigError(
+                f"config.method.start={options.start} leaves no epoch of {method.config.schedule.epochs:g} for attention"
+                " to drive: lower it, or train longer"
+            )
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Random masking up to and with epoch `start`, then attention (spec amt.md 3.2)."""
+        return Phase("random"), Phase("attention", self.options.start + 1)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The refresh; random_throw needs none."""
+        if self.options.control == "random_throw":
+            return ()
+        o, seed = self.options, self.method.config.seed
+        shuffled = o.control == "shuffled_bank"
+        return (
+            Pass(
+                name=NAME,
+                due=self.due,
+                input_spec=InputSpec(size=self.method.vit.image_size, crop="squash", resample="bilinear"),
+                compute=self.maps,
+                shape=self.method.vit.grid,
+                dtype=o.bank_dtype,
+                initial=CODES[o.bank_dtype],
+                on_device=o.bank == "device",
+                **({"row_of": lambda index, count: permuted(index, count, seed)} if shuffled else {}),
+            ),
+        )
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Keys that the batch needs."""
+        return (NAME,) if self.passes and self.options.bank == "host" else ()
+
+    def due(self, epoch: int) -> bool:
+        """After epochs start, start + interval, ... (spec amt.md 3.2); never after the last, for nothing follows it."""
+        return epoch >= self.options.start and (epoch - self.options.start) % self.options.interval == 0
+
+    def maps(self, params: Params, batch: Batch) -> jax.Array:
+        """Maps of whole images as the bank stores them, [B, rows, columns]."""
+        maps = attention_maps(self.method, params, batch["image"])
+        code = CODES[self.options.bank_dtype]
+        return (jnp.round(code * maps) if code != 1.0 else maps).astype(self.options.bank_dtype)
+
+    def weights(self, batch: Batch, artefacts: Artefacts) -> jax.Array:
+        """Weights of the patches of each crop, float32 [B, L]."""
+        if self.options.control == "random_throw":
+            return jnp.ones((len(batch["index"]), self.method.vit.num_patches), jnp.float32)
+        stored = batch[NAME] if NAME in batch else artefacts[NAME][batch["index"]]
+        maps = stored.astype(jnp.float32) / CODES[stored.dtype.name]
+        crop = {"aligned": crop_map, "official_corner": official_corner}[self.options.mapping]
+        flips = batch.get("flip", jnp.zeros(len(maps), bool))
+        return jax.vmap(lambda a, box, flip: crop(a, box, flip, self.method.vit.grid))(
+            maps, batch["box"], flips
+        )
+
+    def scores(self, keys: jax.Array, weights: jax.Array) -> jax.Array:
+        """Scores of patches or units, [B, n] like the weights; the most attended first, at random."""
+        return jax.vmap(lambda key, w: scores_from_weights(jax.random.fold_in(key, 3), w))(keys, weights)
+
+
+def attention_maps(method: Method, params: Params, images: jax.Array) -> jax.Array:
+    """AMT's maps of whole images [B, H, W, 3], float32 [B, rows, columns] in [0, 1] (spec amt.md 3.1)."""
+    rows = method.apply(params, method.clean_patches(images), method=_attention_row)
+    return normalise_attention(rows[..., method.vit.prefix :]).reshape(-1, *method.vit.grid)
+
+
+def permuted(index: npt.NDArray[np.int32], count: int, seed: int) -> npt.NDArray[np.int32]:
+    """Another image's row for every image: a fixed random permutation of all."""
+    return np.random.Generator(np.random.Philox(seed)).permutation(count).astype(np.int32)[index]
+
+
+def _attention_row(module: object, patches: jax.Array) -> jax.Array:
+    row: jax.Array = module.encoder.attention_row(patches)  # type: ignore[attr-defined]
+    return row
