@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_jax.config.schema import Config
-from mim_jax.methods import Method, build_method
+from mim_jax.methods import Method
 from mim_jax.models.vit import Params
-from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.sharding import abstract
+from mim_jax.training.inherit import read_run
 from mim_jax.training.workdir import read_config
 
 POOLS = ("mean", "cls")
@@ -89,27 +88,12 @@ def load(
         CheckpointError: there is no such checkpoint, or it is damaged.
         ValueError: ema=True, and the run keeps no average.
     """
-    directory = Path(workdir)
-    config = _usable_here(read_config(directory))
-    if ema and not config.optim.ema:
+    directory = Path(workdir).expanduser()
+    if ema and not read_config(directory).optim.ema:
         raise ValueError(
             f"{directory} keeps no moving average of its parameters (config.optim.ema=0): load it with ema=False"
         )
-    method = build_method(config)
-    where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    part = "ema" if ema else "params"
-    wanted = {part: abstract(shapes, jax.tree.map(lambda _: where, shapes))}
-    with Checkpoints((directory / "checkpoints").absolute()) as checkpoints:
-        found, restored = checkpoints.restore_partial(wanted, step)
-    return Run(config, method, restored[part], found)
-
-
-def _usable_here(config: Config) -> Config:
-    """cuDNN's attention is a matter of speed, and exists on GPUs only."""
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    return config
+    return Run(*read_run(directory, step, ema=ema, sharding=sharding))
 
 
 def _checked(images: npt.ArrayLike | jax.Array, size: tuple[int, int]) -> jax.Array:

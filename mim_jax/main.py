@@ -1,5 +1,6 @@
 """The front door: python -m mim_jax.main --config=configs/mapet.py[:preset] [--config.key=value ...] [--workdir=DIR]"""
 
+import itertools
 import os
 import shutil
 import sys
@@ -21,6 +22,11 @@ from mim_jax.training.watching.watch import Diverged
 TASKS = {"pretrain": pretrain.run, "gallery": gallery.run}
 """config.task -> (configuration, directory) -> exit code."""
 
+USAGE = """python -m mim_jax.main --config=configs/FILE.py[:PRESET] [--workdir=DIR] [--overwrite] [--config.KEY=VALUE ...]
+
+A config file's first lines say what it does and which presets it has; all keys are in mim_jax/config/schema.py.
+The same command goes on where a run was stopped; --overwrite starts it anew."""
+
 USAGE_ERROR = 2
 DIVERGED = 3
 
@@ -40,6 +46,7 @@ def default_workdir(config_flag: str) -> Path:
 def _config_flag(argv: Sequence[str]) -> str:
     """The value of --config, as written."""
     named = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
+    named += [after for a, after in itertools.pairwise(argv) if a in ("--config", "-config")]
     if not named:
         raise ConfigError("no configuration was given; pass for example --config=configs/mapet.py")
     return named[-1]
@@ -61,6 +68,9 @@ def parse(argv: Sequence[str]) -> list[str]:
 def run(argv: Sequence[str]) -> int:
     """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
     try:
+        if {"--help", "-h", "-help"} & set(argv):
+            print(USAGE)
+            return 0
         rest = parse(argv)
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}: options are written --config.key=value")

@@ -1,5 +1,6 @@
 """The task `pretrain`: from a checked configuration to a trained network, its checkpoints, metrics and report."""
 
+import dataclasses
 import functools
 import json
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
@@ -17,6 +19,7 @@ from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.heldout import HeldOut
+from mim_jax.training.inherit import inherit, with_encoder_of
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import Evaluator, restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
@@ -32,6 +35,7 @@ from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.table import result_rows
 from mim_jax.training.watching.wandb_sink import import_wandb
 from mim_jax.training.workdir import claim
+from mim_jax.transfer.classification import CONFUSION, Classification
 from mim_jax.transfer.knn import Knn
 
 PREPARE_EXAMPLES = 50_000
@@ -42,6 +46,7 @@ def run(config: Config, workdir: Path) -> int:
     """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again)."""
     started = time.time()
     import_wandb(config)  # a missing package is said before anything is compiled
+    config = inherit(config)
     train_source, test_source = (
         _open(config, split) for split in (config.data.split, config.data.test_split)
     )
@@ -51,7 +56,8 @@ def run(config: Config, workdir: Path) -> int:
         num_devices=jax.device_count(),
         platform=jax.default_backend(),
     )
-    config = complete_options(config)
+    config = complete_options(config, train_source.num_classes)
+    _check_classes(config, train_source, test_source)
     method = build_method(config)
     extras = _extras(method, train_source)
     mesh = make_mesh(config.mesh)
@@ -72,7 +78,7 @@ def run(config: Config, workdir: Path) -> int:
     claim(workdir, config)
     announce(method, loader, tables, len(test_source), shapes, workdir)
     batches = functools.partial(_eval_batches, config, mesh)
-    evaluators = _evaluators(config, method, mesh, train_source, test_source, batches)
+    evaluators = _evaluators(config, method, mesh, train_source, test_source, batches, workdir)
     with (
         Shutdown() as shutdown,
         loader,
@@ -94,6 +100,10 @@ def run(config: Config, workdir: Path) -> int:
             mesh,
             lambda: _prepare(config, method, train_source) | tables.initial(),
         )
+        if first_step == 0 and config.init:
+            params = with_encoder_of(config.init, method, state.params)
+            ema = jax.tree.map(jnp.copy, params) if state.ema else {}  # donated buffers must not alias
+            state = dataclasses.replace(state, params=params, ema=ema)
         with open_sinks(config, workdir, first_step, started) as sinks:
             finished = train(
                 method,
@@ -112,11 +122,10 @@ def run(config: Config, workdir: Path) -> int:
         bad = bad_images.remember(workdir, (train_source, test_source))
         if finished is None:
             return EXIT_AGAIN
-    picture = (
-        _picture(method, finished, batches(test_source, method.eval_spec)) if not method.cached_view else None
-    )
+    shown = not method.cached_view and not method.num_classes
+    picture = _picture(method, finished, batches(test_source, method.eval_spec)) if shown else None
     if jax.process_index() == 0:
-        _report(method, workdir, train_source, bad, picture)
+        _report(method, workdir, train_source, len(test_source), bad, picture)
         show_result(workdir, bad)
     return 0
 
@@ -137,6 +146,16 @@ def _open(config: Config, split: str) -> Source:
         data_dir=d.data_dir,
         crops_per_picture=d.crops_per_picture,
     )
+
+
+def _check_classes(config: Config, train: Source, test: Source) -> None:
+    """Both splits must speak of the same classes, where the method needs them."""
+    if "num_classes" in config.method and train.class_names != test.class_names:
+        different = sorted({*train.class_names} ^ {*test.class_names}) or ["their order"]
+        raise ConfigError(
+            f"{config.data.source}: the splits {config.data.split} ({train.num_classes} classes) and {config.data.test_split}"
+            f" ({test.num_classes}) differ in {', '.join(different[:5])}: they must hold the same class folders"
+        )
 
 
 def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
@@ -177,8 +196,20 @@ def _evaluators(
     train_source: Source,
     test_source: Source,
     batches: Callable[..., Iterable[Batch]],
+    workdir: Path,
 ) -> list[Evaluator]:
+    if method.num_classes:
+        return [
+            Classification(
+                method,
+                lambda: batches(test_source, method.eval_spec),
+                class_names=train_source.class_names,
+                workdir=workdir,
+                mesh=mesh,
+            )
+        ]
     evaluators: list[Evaluator] = []
+    method = _still(method)
     if method.cached_view:
         say("no held-out loss: the token cache covers the training images only")
     else:
@@ -202,6 +233,12 @@ def _evaluators(
     elif config.eval.knn:
         say(f"no k-NN: {train_source.name} has no labels")
     return evaluators
+
+
+def _still(method: Method) -> Method:
+    """The method without colour jitter, for held-out images: jitter belongs to training."""
+    augment = dataclasses.replace(method.config.augment, jitter=0.0)
+    return build_method(dataclasses.replace(method.config, augment=augment))
 
 
 def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
@@ -228,6 +265,7 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
     if jax.process_count() > 1:  # drawing needs whole arrays on one host
         return None
 
+    method = _still(method)
     last = method.in_phase(method.phases[-1])
 
     @jax.jit  # operation by operation it would compile some hundred programs
@@ -242,18 +280,34 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
 
 
 def _report(
-    method: Method, workdir: Path, train_source: Source, bad: dict[str, str], picture: Picture | None
+    method: Method,
+    workdir: Path,
+    train_source: Source,
+    held_out: int,
+    bad: dict[str, str],
+    picture: Picture | None,
 ) -> None:
     config = method.config
     records = read_metrics(workdir / "metrics.jsonl")
     write_report(
         workdir / REPORT,
         title=f"{config.method['name']} on {train_source.name}",
-        facts=run_facts(method, train_source, workdir),
+        facts=run_facts(method, train_source, held_out, workdir),
         records=records,
         rows=result_rows(records),
         picture=picture,
-        first_batch=workdir / first_batch.FILE,
+        figures=(
+            (
+                "Confusion",
+                "Held-out images: share of each true class (row, percent) by predicted class.",
+                workdir / CONFUSION,
+            ),
+            (
+                "First training batch",
+                "Images as the loader gave them, cropped and mirrored, before any corruption.",
+                workdir / first_batch.FILE,
+            ),
+        ),
         bad=bad,
         config_text=json.dumps(to_dict(config), indent=2),
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+from collections.abc import Iterator
+
+import jax
 import numpy as np
 import pytest
 
@@ -36,3 +39,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("finished") / "tiny"
     assert tiny_run(workdir) == 0
     return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_do_not_pile_up() -> Iterator[None]:
+    """Programs that a module compiled are dropped after it: some hundred of them hold gigabytes."""
+    yield
+    jax.clear_caches()

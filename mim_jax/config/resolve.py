@@ -40,7 +40,8 @@ def resolve_model(model: Model, platform: str) -> Model:
     size = (model.image_size, model.image_size) if isinstance(model.image_size, int) else model.image_size
     if model.patch < 1 or any(side < 1 or side % model.patch for side in size):
         raise ConfigError(
-            f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={model.patch}"
+            f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={model.patch}; the nearest"
+            f" is {max(1, round(size[0] / max(model.patch, 1))) * model.patch}"
         )
     one_of("config.model.positions", model.positions, ("learned", "sincos_2d", "sincos_1d", "none"))
     one_of("config.model.relative_bias", model.relative_bias, ("none", "shared", "per_block"))
@@ -90,7 +91,9 @@ def resolve_mesh(mesh: Mesh, num_devices: int) -> Mesh:
 def check_batch(config: Config, mesh: Mesh) -> None:
     """The batch must split evenly over the parts of accumulation and over the devices."""
     parts, shards, batch = config.optim.accumulation, mesh.data * mesh.fsdp, config.data.batch_size
-    if parts < 1 or batch < 1 or batch % (parts * shards):
+    if batch < 1:
+        raise ConfigError(f"config.data.batch_size={batch} must be at least 1")
+    if parts < 1 or batch % (parts * shards):
         raise ConfigError(
             f"config.data.batch_size={batch} cannot be split evenly over config.optim.accumulation={parts} parts and"
             f" {shards} devices; the next size that can is {max(1, math.ceil(batch / (max(parts, 1) * shards))) * max(parts, 1) * shards}"
@@ -102,16 +105,24 @@ def resolve_durations(config: Config, num_examples: int) -> Config:
     batch, s = config.data.batch_size, config.schedule
     one_of("config.schedule.cosine_from", s.cosine_from, ("warmup", "start"))
     per_epoch = num_examples / batch
+    if s.epochs <= 0 or (s.steps is not None and s.steps < 1):
+        raise ConfigError(f"config.schedule: epochs={s.epochs:g}, steps={s.steps} must be greater than 0")
     steps = s.steps if s.steps is not None else max(1, round((s.epochs + s.cooldown_epochs) * per_epoch))
     epochs = s.epochs if s.steps is None else steps / per_epoch - s.cooldown_epochs
     warmup = s.warmup_steps if s.warmup_steps is not None else round(s.warmup_epochs * per_epoch)
     if not 0 <= warmup <= steps:
-        raise ConfigError(f"config.schedule: a warm-up of {warmup} steps is longer than the run of {steps}")
+        raise ConfigError(
+            f"config.schedule: a warm-up of {warmup} steps is longer than the run of {steps}; set"
+            f" --config.schedule.warmup_epochs to less than {epochs:g}"
+        )
     lr = (
         config.optim.lr
         if config.optim.lr is not None
         else config.optim.base_lr * batch / config.optim.lr_batch
     )
+
+    if lr < 0:
+        raise ConfigError(f"config.optim: a learning rate of {lr:g} is negative")
 
     def often(value: int | None, times: int) -> int:
         return value if value is not None else max(1, steps // times)

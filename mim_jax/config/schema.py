@@ -24,7 +24,7 @@ class Model:
     depth: int | None = None
     heads: int | None = None
     patch: int = 16  # pixels
-    image_size: int | tuple[int, int] = 224  # side, or (height, width), in pixels
+    image_size: int | tuple[int, int] = 224  # side, or in a config file (height, width), in pixels
     mlp_ratio: float = 4.0
     positions: str = "learned"  # learned | sincos_2d | sincos_1d | none
     relative_bias: str = "none"  # none | shared | per_block
@@ -40,7 +40,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    source: str = "digits"  # digits | photos | synthetic[:N[:SIZE]] | arrays:FILE.npz | folder:PATH | tfds:NAME | concat:A+B
+    source: str = "digits"  # init (that of the run config.init) | digits | photos | synthetic[:N[:SIZE]] | arrays:FILE.npz | folder:PATH | tfds:NAME | concat:A+B
     split: str = "train"
     test_split: str = "test"
     data_dir: str | None = None  # where TFDS data sets lie
@@ -68,12 +68,15 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
+    name: str = "adamw"  # adamw | lars
     lr: float | None = None  # peak; None = base_lr * batch_size / lr_batch
     base_lr: float = 1.5e-4
     lr_batch: int = 256
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.9  # lars
+    layer_decay: float = 1.0  # learning rate of a layer over that of the next one; 1 = the same for all
     weight_decay: float = 0.05
     clip_norm: float | None = None  # global gradient norm
     accumulation: int = 1  # parts of a batch worked one after another
@@ -107,11 +110,11 @@ class Eval:
     heldout_examples: int = 2048  # at most so many of the test split
     baselines: bool = True  # at the start and the end: what the result is to be compared with
     knn: bool = True
-    knn_k: int = 20
+    knn_k: tuple[int, ...] | int = (20,)  # numbers of neighbours; the first is that of eval/knn_top1
     knn_temperature: float = 0.07
     knn_pool: str = "mean"  # mean (patch tokens) | cls
     knn_layer: int = -1  # -1 = after the final norm; else the output of that block
-    knn_examples: int = 20000  # at most so many of the train split are neighbours
+    knn_examples: int | None = 20000  # at most so many of the train split are neighbours; None = all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,4 +148,4 @@ class Config:
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init: str | None = None  # a run's directory to take the parameters from; None = random
+    init: str | None = None  # a run's directory to take the encoder from; None = random

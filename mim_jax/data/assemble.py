@@ -29,7 +29,7 @@ def allocate(request: Request, spec: InputSpec, extras: Extras) -> dict[str, np.
     """The batch with all keys, of which `fill` writes image, box, flip and label."""
     size = len(request.index)
     batch: dict[str, np.ndarray] = {
-        "image": np.empty((size, *spec.size, 3), np.uint8),
+        "image": np.empty((size, *(spec.size if spec.pixels else (0, 0)), 3), np.uint8),
         "index": request.index.astype(np.int32),
         "draw": request.draw.astype(np.int32),
         "box": np.empty((size, 4), np.float32),
@@ -53,7 +53,8 @@ def fill(
         picture = source[index]
         height, width = picture.height, picture.width
         box = box_for(spec, height, width, seed=request.seed, draw=draw, index=index)
-        batch["image"][row] = render(picture.pixels(), spec, box)
+        if spec.pixels:
+            batch["image"][row] = render(picture.pixels(), spec, box)
         batch["box"][row] = box.normalised(height, width)
         batch["flip"][row] = flip_for(spec, seed=request.seed, draw=draw, index=index)
         batch["label"][row] = picture.label
@@ -63,6 +64,7 @@ def can_gather(source: Source, spec: InputSpec) -> bool:
     """Whether the view is the stored picture itself, so that a batch is one indexing of an array."""
     return (
         isinstance(source, ArraySource)
+        and spec.pixels
         and source.images.shape[1:3] == spec.size
         and spec.crop in ("none", "squash", "centre_square")
     )

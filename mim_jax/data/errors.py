@@ -17,5 +17,5 @@ class BadImageError(DataError):
     def __str__(self) -> str:
         return (
             f"The image {self.where} cannot be used: {self.reason}; repair or remove it, "
-            "or set on_bad_image=skip to replace such images and count them."
+            "or set --config.data.on_bad_image=skip to replace such images and count them."
         )

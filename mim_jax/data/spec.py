@@ -13,6 +13,7 @@ THE BATCH is a dict of numpy arrays (after `place`, of jax arrays); B is the hos
 | valid     | bool [B]           | false for the padding at the end of an evaluation                     |
 | tokens    | int32 [B, L]       | only where `extras` asks: target ids, row-major                       |
 | attention | float32 [B, g, g]  | only where `extras` asks: the map of the whole image                  |
+| features  | float32 [B, D]     | only where `extras` asks: of the whole image, by a frozen network     |
 
 (index, draw) names one use of one example: two uses in one batch, where a batch exceeds the data set, differ
 in draw.
@@ -33,7 +34,7 @@ Index = npt.NDArray[np.int64]
 
 CROPS = ("random_resized", "centre_square", "resize_centre", "squash", "none")
 RESAMPLES = ("bicubic", "bilinear")
-EXTRAS = ("tokens", "attention")
+EXTRAS = ("tokens", "attention", "features")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class InputSpec:
     flip: draw a mirror bit for each use of an example (the device mirrors).
     extras: names of optional batch keys, served by the loader's `extras` callables.
     resample: PIL's antialiased filter of that name.
+    pixels: False = nothing is decoded, `image` is [B, 0, 0, 3] (what is learnt from lies in `extras`).
     """
 
     size: tuple[int, int]
@@ -60,6 +62,7 @@ class InputSpec:
     flip: bool = False
     extras: tuple[str, ...] = ()
     resample: str = "bicubic"
+    pixels: bool = True
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mim_jax.config.check import ConfigError, build, one_of
 from mim_jax.config.schema import Config
-from mim_jax.methods import amt, beyond_masking, mae, mapet, mim, simmim
+from mim_jax.methods import amt, beyond_masking, classify, mae, mapet, mim, simmim
 from mim_jax.methods.protocol import Features, Method, Phase, Picture
 
 __all__ = ["METHODS", "Features", "Method", "Phase", "Picture", "build_method"]
@@ -14,6 +14,7 @@ __all__ = ["METHODS", "Features", "Method", "Phase", "Picture", "build_method"]
 METHODS: dict[str, tuple[type, Callable[[Config, Any], Method]]] = {
     "amt": (amt.AmtOptions, amt.build),
     "beyond_masking": (beyond_masking.BeyondMaskingOptions, beyond_masking.BeyondMasking),
+    "classify": (classify.ClassifyOptions, classify.Classify),
     "mae": (mae.MaeOptions, mae.Mae),
     "mapet": (mapet.MapetOptions, mapet.build),
     "mim": (mim.MimOptions, mim.Mim),
@@ -36,7 +37,20 @@ def build_method(config: Config) -> Method:
     return METHODS[config.method["name"]][1](config, check_options(config))
 
 
-def complete_options(config: Config) -> Config:
-    """The configuration with every option of its method written out."""
+def complete_options(config: Config, num_classes: int = 0) -> Config:
+    """The configuration with every option of its method written out.
+
+    num_classes: of the training images; taken where the method has the option and it is not set.
+
+    Raises:
+        ConfigError: another number of classes was set.
+    """
     options = dataclasses.asdict(check_options(config))
+    if "num_classes" in options:
+        wanted = options["num_classes"]
+        if wanted is not None and num_classes and wanted != num_classes:
+            raise ConfigError(
+                f"config.method.num_classes={wanted}, but {config.data.source} has {num_classes} classes: leave it empty"
+            )
+        options["num_classes"] = wanted or num_classes
     return dataclasses.replace(config, method={"name": config.method["name"], **options})

@@ -1,6 +1,7 @@
 """AMT's bank: one attention map per training image, refreshed by a pass, and the choice of patches by it."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from mim_jax.corruptions.attention_driven import (
     scores_from_weights,
 )
 from mim_jax.data import InputSpec
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Pass, Phase
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Pass, Phase, same_row
 from mim_jax.models.vit import Params
 
 NAME = "attention"
@@ -67,7 +68,6 @@ class AttentionBank:
         if self.options.control == "random_throw":
             return ()
         o, seed = self.options, self.method.config.seed
-        shuffled = o.control == "shuffled_bank"
         return (
             Pass(
                 name=NAME,
@@ -78,7 +78,7 @@ class AttentionBank:
                 dtype=o.bank_dtype,
                 initial=CODES[o.bank_dtype],
                 on_device=o.bank == "device",
-                **({"row_of": lambda index, count: permuted(index, count, seed)} if shuffled else {}),
+                row_of=partial(permuted, seed=seed) if o.control == "shuffled_bank" else same_row,
             ),
         )
 

@@ -54,7 +54,8 @@ class Pass:
 
     The rows of all images are the artefact `name`, whole on every host. `corrupt` finds those of its batch as
     batch[name] [B, *shape], or, if they lie on the device, all of them as artefacts[name] [examples, *shape].
-    due: whether it runs after epoch e (from 0) has ended. compute: (params, batch) -> rows [B, *shape], jitted by the
+    due: whether it runs after epoch e has ended (from 0; -1 = before the first). saved: False = not in checkpoints, but made
+    again where a run goes on: for what does not change. compute: (params, batch) -> rows [B, *shape], jitted by the
     trainer. row_of: (index, number of examples) -> the row that what was computed of that example goes to.
     """
 
@@ -66,6 +67,7 @@ class Pass:
     dtype: str
     initial: float
     on_device: bool = False
+    saved: bool = True
     row_of: Callable[[npt.NDArray[np.int32], int], npt.NDArray[np.int32]] = same_row
 
 
@@ -97,6 +99,12 @@ class Method(abc.ABC):
     name: str
     loss_weights: Mapping[str, float] = {"loss": 1.0}
     """Weight of each term in the objective; terms that are not here are metrics."""
+
+    num_classes: int = 0
+    """Of a classifier, which is judged by its `class_scores` instead of a held-out loss."""
+
+    fresh: tuple[str, ...] = ()
+    """Beginnings of the names of encoder parameters that a run which starts from another one does not take over."""
 
     cached_view: bool = False
     """Whether the targets belong to one fixed view of each image (a token cache): no random crop, no flip."""
@@ -183,13 +191,25 @@ class Method(abc.ABC):
         """Artefacts to start with. `images()` yields the training images once, uint8 [b, H, W, 3], in `feature_spec`."""
         return {}
 
+    def collect(self, artefacts: Artefacts, outputs: Outputs) -> Artefacts:
+        """The artefacts after a training batch (or a part of it): running statistics."""
+        return artefacts
+
+    def class_scores(self, params: Params, artefacts: Artefacts, images: jax.Array) -> jax.Array:
+        """Logits [B, num_classes] of whole images [B, H, W, 3] in evaluation mode; classifiers only."""
+        raise NotImplementedError(f"{self.name} is no classifier")
+
     def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
         """What can be reached without looking at the image: name -> terms like those of `loss`; held-out only."""
         return {}
 
     def encode(self, params: Params, images: jax.Array) -> Features:
         """Features of whole images [B, H, W, 3], uint8 or float in [0, 1]: nothing hidden, evaluation mode."""
-        made = self.module.apply({"params": params}, self.clean_patches(images), method=_encoder_layers)
+        return self.encode_patches(params, self.clean_patches(images))
+
+    def encode_patches(self, params: Params, patches: jax.Array) -> Features:
+        """`encode` of normalised patches [B, L, p p 3]."""
+        made = self.module.apply({"params": params}, patches, method=_encoder_layers)
         layers, final = cast(tuple[list[jax.Array], jax.Array], made)
         return Features(layers, final, self.vit.prefix)
 

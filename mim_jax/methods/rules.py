@@ -32,6 +32,15 @@ class Rules:
     init: Sequence[tuple[str, Initialiser]]
     decay: Sequence[tuple[str, bool]] = ((r"(kernel|mask_token|table)$", True), (r".", False))
     frozen: Sequence[tuple[str, bool]] = ((r".", False),)
+    layers: Sequence[tuple[str, int]] = ((r".", 0),)
+    """Layer ids for layer-wise learning rates: `optim.layer_decay` to the power of `last_layer` minus the id."""
+    last_layer: int = 0
+
+
+def vit_layers(depth: int) -> Sequence[tuple[str, int]]:
+    """BEiT's ids (spec amt.md 1.6, 2.2): 0 for what comes before the blocks, block i + 1, the last for the rest."""
+    blocks = [(rf"encoder/block_{index:02d}/", index + 1) for index in range(depth)]
+    return (*blocks, (r"(cls_token|mask_token|pos_embed|patch_embed/.*)$", 0), (r".", depth + 1))
 
 
 def names(tree: Any) -> Any:

@@ -109,7 +109,7 @@ def train(
                 compiled[number] = make_train_step(phase, optimiser, shapes, mesh, per_epoch)
                 watch.flops = phase.flops()
             batch = feed.batch(step)
-            if step == 0 and jax.process_index() == 0:
+            if step == 0 and jax.process_index() == 0 and loader.spec.pixels:
                 put.save(workdir / first_batch.FILE, loader.source.class_names)
             state, metrics = compiled[number](state, batch)
             done, last = step + 1, step + 1 == total
@@ -138,7 +138,7 @@ def train(
 
 def _stopped(checkpoints: Checkpoints, done: int) -> None:
     checkpoints.wait()
-    say(f"asked to stop: step {done} is saved; the same command goes on from there")
+    say(f"asked to stop: step {done} is saved; the same command, without --overwrite, goes on from there")
 
 
 def evaluate(evaluators: Sequence[Evaluator], state: TrainState, *, baselines: bool) -> dict[str, float]:

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mim_jax.config.check import one_of
 from mim_jax.config.schema import Config, resolved
 from mim_jax.methods.rules import Rules, map_rules
+
+LARS_TRUST = 0.001
 
 
 def learning_rate(step: jax.Array, config: Config, steps_per_epoch: float) -> jax.Array:
@@ -32,20 +35,47 @@ def learning_rate(step: jax.Array, config: Config, steps_per_epoch: float) -> ja
 def make_optimiser(
     config: Config, rules: Rules, params: Any, steps_per_epoch: float
 ) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled decay by rule, learning rate; frozen parameters neither move nor count.
+    """The update by a method's rules; frozen parameters neither move, nor count, nor have moments.
+
+    adamw: clip by global norm, Adam, decoupled decay by rule, learning rate by layer. lars: that of MoCo v3, where
+    one-dimensional parameters take the plain gradient and the rate comes after the momentum (`optax.lars` applies it
+    before, which differs where the rate changes).
 
     Args:
         params: the parameters or their shapes; only names matter.
     """
     o = config.optim
+
+    def rate(step: jax.Array) -> jax.Array:
+        return learning_rate(step, config, steps_per_epoch)
+
+    def decayed(tree: Any) -> Any:
+        return map_rules(rules.decay, tree)
+
+    def matrices(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+    def by_layer(updates: Any, _: Any) -> Any:
+        ids = map_rules(rules.layers, updates)
+        return jax.tree.map(lambda u, id: u * o.layer_decay ** (rules.last_layer - id), updates, ids)
+
+    parts = [] if o.clip_norm is None else [optax.clip_by_global_norm(o.clip_norm)]
+    if one_of("config.optim.name", o.name, ("adamw", "lars")) == "adamw":
+        parts += [
+            optax.scale_by_adam(o.beta1, o.beta2, o.eps),
+            optax.add_decayed_weights(o.weight_decay, decayed),
+        ]
+    else:
+        parts += [
+            optax.add_decayed_weights(o.weight_decay, matrices),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST), matrices),
+            optax.trace(o.momentum),
+        ]
+    if o.layer_decay != 1.0:
+        parts.append(optax.stateless(by_layer))
+    update = optax.chain(*parts, optax.scale_by_learning_rate(rate))
     frozen = map_rules(rules.frozen, params)
-    parts = [optax.masked(optax.set_to_zero(), frozen)]
-    if o.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(o.clip_norm))
-    parts += [
-        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
-        optax.add_decayed_weights(o.weight_decay, map_rules(rules.decay, params)),
-        optax.scale_by_learning_rate(lambda step: learning_rate(step, config, steps_per_epoch)),
-        optax.masked(optax.set_to_zero(), frozen),  # decay would move them
-    ]
-    return optax.chain(*parts)
+    if not any(jax.tree.leaves(frozen)):
+        return update
+    labels = jax.tree.map(lambda still: "frozen" if still else "trained", frozen)
+    return optax.partition({"trained": update, "frozen": optax.set_to_zero()}, labels)

@@ -20,14 +20,14 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def term_sums(method: Method, params: Params, batch: Batch, artefacts: Artefacts) -> Sums:
-    """Every term of the loss on a (part of a) batch: (sum, count) over its valid examples, scalars."""
+def term_sums(method: Method, params: Params, batch: Batch, artefacts: Artefacts) -> tuple[Sums, Artefacts]:
+    """Every term of the loss on a (part of a) batch: (sum, count) over its valid examples, scalars; and new artefacts."""
     seed = method.config.seed
     corrupt_keys = example_keys(seed, Purpose.CORRUPT, batch["draw"], batch["index"])
     forward_keys = example_keys(seed, Purpose.FORWARD, batch["draw"], batch["index"])
     view = method.corrupt(corrupt_keys, batch, artefacts)
-    terms = method.loss(method.forward(params, view, forward_keys, True), view)
-    return sum_terms(terms, batch["valid"])
+    outputs = method.forward(params, view, forward_keys, True)
+    return sum_terms(method.loss(outputs, view), batch["valid"]), method.collect(artefacts, outputs)
 
 
 def sum_terms(terms: dict[str, tuple[jax.Array, jax.Array]], valid: jax.Array) -> Sums:
@@ -40,7 +40,7 @@ def sum_terms(terms: dict[str, tuple[jax.Array, jax.Array]], valid: jax.Array) -
 
 def gradients(
     method: Method, params: Params, batch: Batch, artefacts: Artefacts, parts: int
-) -> tuple[Any, Metrics]:
+) -> tuple[Any, Metrics, Artefacts]:
     """Gradient of the objective over a whole batch, worked in `parts`; exact also where counts differ between parts.
 
     The objective divides each term's sum by its count over the *whole* batch. Counts do not depend on the parameters,
@@ -50,31 +50,36 @@ def gradients(
     def split(x: jax.Array) -> jax.Array:  # part i = rows i, i + parts, ...: every device keeps its own rows
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def objective(params: Params, part: Batch, counts: Any) -> tuple[jax.Array, Sums]:
-        sums = term_sums(method, params, part, artefacts)
+    def objective(
+        params: Params, part: Batch, artefacts: Artefacts, counts: Any
+    ) -> tuple[jax.Array, tuple[Sums, Artefacts]]:
+        sums, collected = term_sums(method, params, part, artefacts)
         counts = {name: count for name, (_, count) in sums.items()} if counts is None else counts
         weighted = [
             w * sums[name][0] / jnp.maximum(counts[name], 1.0) for name, w in method.loss_weights.items()
         ]
-        return jnp.sum(jnp.stack(weighted)), sums
+        return jnp.sum(jnp.stack(weighted)), (sums, collected)
 
     derive = jax.grad(objective, has_aux=True)
     if parts == 1:
-        grads, sums = derive(params, batch, None)
-        return grads, means(method, sums)
+        grads, (sums, collected) = derive(params, batch, artefacts, None)
+        return grads, means(method, sums), collected
     divided = jax.tree.map(split, dict(batch))
     counted = jax.lax.map(
-        lambda part: {k: c for k, (_, c) in term_sums(method, params, part, artefacts).items()}, divided
+        lambda part: {k: c for k, (_, c) in term_sums(method, params, part, artefacts)[0].items()}, divided
     )
     counts = jax.tree.map(lambda c: jnp.sum(c, axis=0), counted)
 
     def add(carry: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, derive(params, part, counts)), None
+        total, held = carry
+        grads, (sums, held) = derive(params, part, held, counts)
+        return (jax.tree.map(jnp.add, total, (grads, sums)), held), None
 
-    shapes = jax.eval_shape(derive, params, jax.tree.map(lambda x: x[0], divided), counts)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(add, zeros, divided)
-    return grads, means(method, sums)
+    first = jax.tree.map(lambda x: x[0], divided)
+    grad_shapes, (sum_shapes, _) = jax.eval_shape(derive, params, first, artefacts, counts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grad_shapes, sum_shapes))
+    ((grads, sums), collected), _ = jax.lax.scan(add, (zeros, artefacts), divided)
+    return grads, means(method, sums), collected
 
 
 def means(method: Method, sums: Sums) -> Metrics:
@@ -97,7 +102,9 @@ def make_train_step(
     shardings = state_shardings(shapes, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(method, state.params, batch, state.artefacts, config.optim.accumulation)
+        grads, metrics, artefacts = gradients(
+            method, state.params, batch, state.artefacts, config.optim.accumulation
+        )
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = config.optim.ema
@@ -109,7 +116,12 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["lr"] = learning_rate(state.step, config, steps_per_epoch)
         return dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            artefacts=artefacts,
         ), metrics
 
     return jax.jit(

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import resolved
 from mim_jax.data import Source, evaluation_batches, place
 from mim_jax.methods.protocol import Artefacts, Method, Pass
@@ -42,7 +43,8 @@ class Tables:
     def initial(self) -> Artefacts:
         """The tables of a fresh run."""
         count = len(self._source)
-        return {one.name: np.full((count, *one.shape), one.initial, one.dtype) for one in self._method.passes}
+        saved = [one for one in self._method.passes if one.saved]
+        return {one.name: np.full((count, *one.shape), one.initial, one.dtype) for one in saved}
 
     def describe(self) -> list[str]:
         """What each table will take, one line each, to be printed before the start."""
@@ -63,24 +65,26 @@ class Tables:
 
     def adopt(self, state: TrainState) -> TrainState:
         """Takes from a complete state the tables that lie in host memory."""
-        mine = {name for name, one in self._passes.items() if not one.on_device}
+        mine = {name for name, one in self._passes.items() if one.saved and not one.on_device}
         self._held = {name: np.asarray(state.artefacts[name]) for name in mine}
         rest = {name: value for name, value in state.artefacts.items() if name not in mine}
         return dataclasses.replace(state, artefacts=rest)
 
     def complete(self, state: TrainState) -> TrainState:
         """The state with every table, for a checkpoint; those of the host are on the devices for that long."""
-        if not self._held:
+        saved = {name: rows for name, rows in self._held.items() if self._passes[name].saved}
+        if not saved:
             return state
-        held = jax.device_put(self._held, replicated(self._mesh))
+        held = jax.device_put(saved, replicated(self._mesh))
         return dataclasses.replace(state, artefacts={**state.artefacts, **held})
 
     def due(self, step: int) -> list[Pass]:
-        """Passes that run before update `step`."""
+        """Passes that run before update `step`; also those that are not saved and not yet there, after a restart."""
         count, batch = len(self._source), self._method.config.data.batch_size
         last = int(step * batch / count) + 1
-        ended = [e for e in range(max(0, last - 2), last) if first_step_of(e + 1, count, batch) == step]
-        return [one for one in self._method.passes if any(one.due(e) for e in ended)]
+        ended = [e for e in range(max(-1, last - 2), last) if first_step_of(e + 1, count, batch) == step]
+        missing = [one.name for one in self._method.passes if not one.saved and one.name not in self._held]
+        return [one for one in self._method.passes if one.name in missing or any(one.due(e) for e in ended)]
 
     def refresh(
         self, passes: Sequence[Pass], state: TrainState, stop: Callable[[], bool]
@@ -95,6 +99,10 @@ class Tables:
         for one in passes:
             started = time.perf_counter()
             index, rows = self._look(one, state.params, stop)
+            if not np.isfinite(rows.astype(np.float32)).all():
+                raise ConfigError(
+                    f"pass {one.name}: some values are not finite numbers: the network has diverged, or its weights are damaged"
+                )
             table = np.empty((len(self._source), *one.shape), one.dtype)
             table[one.row_of(index, len(self._source))] = rows
             if one.on_device:

@@ -19,6 +19,7 @@ HARMLESS = (
     "config.checkpoint",
     "config.eval",
     "config.data.threads",
+    "config.data.on_bad_image",
     "config.data.prefetch",
 )
 """Keys that cannot change what is learnt: a run may be resumed with others."""
@@ -56,7 +57,8 @@ def claim(workdir: Path, config: Config) -> None:
         ConfigError: naming the keys that differ, or a directory that cannot be written.
     """
     path, now = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
-    if path.exists():
+    saved = workdir / "checkpoints"
+    if path.exists() and saved.is_dir() and any(saved.iterdir()):  # else no step was kept: nothing to protect
         changed = list(differences(json.loads(path.read_text()), now))
         if changed:
             raise ConfigError(
@@ -69,7 +71,8 @@ def claim(workdir: Path, config: Config) -> None:
             write_json(path, now)
             write_json(workdir / "versions.json", versions())
         except OSError as error:
-            raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+            reason = "it is a file, not a directory" if workdir.is_file() else error.strerror
+            raise ConfigError(f"--workdir={workdir} cannot be written: {reason}") from error
 
 
 def read_config(workdir: Path) -> Config:

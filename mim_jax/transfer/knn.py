@@ -1,6 +1,9 @@
-"""k-nearest-neighbour classification on frozen features: cosine similarity, votes weighted by exp(similarity / T)."""
+"""k-nearest-neighbour classification on frozen features: cosine similarity, votes weighted by exp(similarity / T).
 
-from collections.abc import Callable, Iterable
+The queries are held, the neighbours stream by in blocks: memory does not grow with their number.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.config.check import ConfigError
 from mim_jax.methods.protocol import Batch, Method
 from mim_jax.models.vit import Params
+from mim_jax.transfer.gathering import everywhere
 
-QUERIES = 1024
-"""Test examples compared with all neighbours at once."""
+QUERIES = 2048
+NEIGHBOURS = 8192
+"""Queries and neighbours compared at once: 64 MiB of similarities."""
+
+Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def l2_normalise(features: jax.Array) -> jax.Array:
@@ -20,52 +28,91 @@ def l2_normalise(features: jax.Array) -> jax.Array:
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
-@partial(jax.jit, static_argnames=("k", "num_classes"))
-def knn_scores(
-    queries: jax.Array, bank: jax.Array, labels: jax.Array, *, k: int, temperature: float, num_classes: int
-) -> jax.Array:
-    """Votes per class.
+@jax.jit
+def nearest(
+    queries: jax.Array, held: tuple[jax.Array, jax.Array], block: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The k nearest of those held and of a block.
 
     Args:
-        queries: float [n, D]. bank: float [m, D]. Neither needs to be normalised.
-        labels: int32 [m], classes of the bank.
-        k: neighbours that vote; at most m.
-        temperature: of the weights exp(cosine / temperature).
-        num_classes: C.
+        queries: float [n, D]. block: float [m, D]. Neither needs to be normalised.
+        held: similarities [n, k] in descending order and labels int32 [n, k].
+        labels: int32 [m]; -1 = no example, never near.
     Returns:
-        float32 [n, C]; the prediction is the argmax.
+        like `held`; of equal similarities the earlier one stays.
     """
-    similarity = l2_normalise(queries) @ l2_normalise(bank).T
-    nearest, place = jax.lax.top_k(similarity, k)
-    votes = jnp.exp(
-        (nearest - 1.0) / temperature
-    )  # exp(-1 / T) is common to all votes and would underflow none
-    rows = jnp.arange(queries.shape[0])[:, None]
-    return jnp.zeros((queries.shape[0], num_classes), votes.dtype).at[rows, labels[place]].add(votes)
+    similarity = jnp.matmul(l2_normalise(queries), l2_normalise(block).T, precision="highest")
+    similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
+    both = jnp.concatenate([held[0], similarity], axis=1)
+    names = jnp.concatenate([held[1], jnp.broadcast_to(labels, similarity.shape)], axis=1)
+    best, place = jax.lax.top_k(both, held[0].shape[1])
+    return best, jnp.take_along_axis(names, place, axis=1)
+
+
+@partial(jax.jit, static_argnames=("k", "num_classes"))
+def votes(
+    similarity: jax.Array, labels: jax.Array, *, k: int, temperature: float, num_classes: int
+) -> jax.Array:
+    """Votes per class of the first k neighbours, float [n, C]; the prediction is the argmax.
+
+    Args:
+        similarity, labels: of `nearest`. temperature: of the weights exp(cosine / temperature).
+    """
+    # exp(-1 / T) is common to all votes and would underflow
+    weights = jnp.where(labels[:, :k] >= 0, jnp.exp((similarity[:, :k] - 1.0) / temperature), 0.0)
+    rows = jnp.arange(len(labels))[:, None]
+    return jnp.zeros((len(labels), num_classes), weights.dtype).at[rows, labels[:, :k]].add(weights)
 
 
 def knn_top1(
-    train: tuple[np.ndarray, np.ndarray],
+    train: Pairs,
     test: tuple[np.ndarray, np.ndarray],
     *,
-    k: int,
+    ks: Sequence[int],
     temperature: float,
     num_classes: int,
-) -> float:
-    """Share of test examples classified correctly; each pair is (features [n, D], labels [n])."""
-    correct = 0
-    bank, labels = jnp.asarray(train[0]), jnp.asarray(train[1])
-    for first in range(0, len(test[0]), QUERIES):
-        scores = knn_scores(
-            jnp.asarray(test[0][first : first + QUERIES]),
-            bank,
-            labels,
-            k=min(k, len(labels)),
-            temperature=temperature,
-            num_classes=num_classes,
+) -> list[float]:
+    """Share of test examples classified correctly, for each k.
+
+    Args:
+        train: parts of any size, (features [n, D], labels [n]). test: one such pair.
+    """
+    features, labels = test
+    most = max(ks)
+    starts = range(0, len(features), QUERIES)
+    held = [
+        (
+            np.full((len(features[s : s + QUERIES]), most), -np.inf, np.float32),
+            np.full((len(features[s : s + QUERIES]), most), -1, np.int32),
         )
-        correct += int((np.asarray(scores).argmax(axis=1) == test[1][first : first + QUERIES]).sum())
-    return correct / len(test[0])
+        for s in starts
+    ]
+    for block, names in blocks(train, NEIGHBOURS):
+        held = [
+            nearest(jnp.asarray(features[s : s + QUERIES]), own, jnp.asarray(block), jnp.asarray(names))
+            for s, own in zip(starts, held, strict=True)
+        ]
+    correct = [0] * len(ks)
+    for s, own in zip(starts, held, strict=True):
+        for i, k in enumerate(ks):
+            scores = votes(*map(jnp.asarray, own), k=k, temperature=temperature, num_classes=num_classes)
+            correct[i] += int((np.asarray(scores).argmax(axis=1) == labels[s : s + QUERIES]).sum())
+    return [number / len(features) for number in correct]
+
+
+def blocks(pairs: Pairs, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same rows in parts of `size`; the last one is filled up with label -1."""
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for pair in pairs:
+        held.append(pair)
+        while sum(len(labels) for _, labels in held) >= size:
+            features, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+            yield features[:size], labels[:size]
+            held = [(features[size:], labels[size:])]
+    features, labels = (np.concatenate(column) for column in zip(*held, strict=True))
+    if len(labels):
+        missing = size - len(labels)
+        yield np.pad(features, ((0, missing), (0, 0))), np.pad(labels, (0, missing), constant_values=-1)
 
 
 class Knn:
@@ -83,51 +130,50 @@ class Knn:
         sharding: Any,
     ) -> None:
         self.batches, self.num_classes, self.eval = (train, test), num_classes, method.config.eval
-        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         layer, pool = self.eval.knn_layer, self.eval.knn_pool
 
         def features(params: Params, batch: Batch) -> jax.Array:
             return method.encode(params, batch["image"]).pooled(layer, pool).astype(jnp.float32)
 
-        self._features = jax.jit(features, out_shardings=everywhere)
+        self._features = jax.jit(features, out_shardings=whole)
         self._pixels = jax.jit(
             lambda _, b: method.clean_patches(b["image"]).reshape(b["image"].shape[0], -1),
-            out_shardings=everywhere,
+            out_shardings=whole,
         )
 
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
-        """Top-1 of the features; with `baselines` also that of the raw pixels."""
-        result = {"eval/knn_top1": self._top1(self._features, state.params)}
+        """Top-1 of the features, for every k; with `baselines` also that of the raw pixels (first k)."""
+        ks = (self.eval.knn_k,) if isinstance(self.eval.knn_k, int) else self.eval.knn_k
+        first, *others = self._top1(self._features, state.params, ks)
+        result = {"eval/knn_top1": first}
+        result |= {f"eval/knn{k}_top1": value for k, value in zip(ks[1:], others, strict=True)}
         if baselines:
-            result["eval/knn_raw_pixels_top1"] = self._top1(self._pixels, state.params)
+            (result["eval/knn_raw_pixels_top1"],) = self._top1(self._pixels, state.params, ks[:1])
         return result
 
-    def _top1(self, extract: Callable[[Params, Batch], jax.Array], params: Params) -> float:
-        train, test = (_collect(extract, params, batches()) for batches in self.batches)
+    def _top1(
+        self, extract: Callable[[Params, Batch], jax.Array], params: Params, ks: Sequence[int]
+    ) -> list[float]:
+        train, test = (_extracted(extract, params, batches()) for batches in self.batches)
+        features, labels = (np.concatenate(column) for column in zip(*test, strict=True))
         return knn_top1(
             train,
-            test,
-            k=self.eval.knn_k,
+            (features, labels),
+            ks=ks,
             temperature=self.eval.knn_temperature,
             num_classes=self.num_classes,
         )
 
 
-def _collect(
+def _extracted(
     extract: Callable[[Params, Batch], jax.Array], params: Params, batches: Iterable[Batch]
-) -> tuple[np.ndarray, np.ndarray]:
-    features, labels = [], []
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in batches:
-        valid = _everywhere(batch["valid"]).astype(bool)
-        features.append(np.asarray(extract(params, batch))[valid])
-        labels.append(_everywhere(batch["label"])[valid])
-    return np.concatenate(features), np.concatenate(labels)
-
-
-def _everywhere(x: Any) -> np.ndarray:
-    """A batch's array as a whole, also where its rows lie on several hosts."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
+        valid = everywhere(batch["valid"]).astype(bool)
+        features = np.asarray(extract(params, batch))[valid]
+        if not np.isfinite(features).all():
+            raise ConfigError(
+                "k-NN: some features are not finite numbers: the network has diverged, or its weights are damaged"
+            )
+        yield features, everywhere(batch["label"])[valid]

@@ -134,8 +134,7 @@ def test_mae_whole_image_features(mae: Case) -> None:
     mae.close(final[:, 0], "full/cls64")
     norm = {"scale": mae.f["ft/fc_norm.weight"], "bias": mae.f["ft/fc_norm.bias"]}
     params = {
-        "encoder": mae.params["encoder"],
-        "fc_norm": norm,
+        "encoder": {**mae.params["encoder"], "norm": norm},
         "head": {"kernel": np.eye(32), "bias": np.zeros(32)},
     }
     params = jax.tree.map(lambda x: jnp.asarray(x, mae.dtype), params)

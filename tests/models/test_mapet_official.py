@@ -145,8 +145,10 @@ def test_fine_tuning_forward(case: Case) -> None:
     head = {key[3:]: case.f[key] for key in case.f.files if key.startswith("ft/")}
     dtype = case.image.dtype
     params = {
-        "encoder": case.params["encoder"],
-        **nest({"fc_norm.scale": head["fc_norm.weight"], "fc_norm.bias": head["fc_norm.bias"]}),
+        "encoder": {
+            **case.params["encoder"],
+            "norm": {"scale": head["fc_norm.weight"], "bias": head["fc_norm.bias"]},
+        },
         **nest({"head.kernel": head["head.weight"].T, "head.bias": head["head.bias"]}),
     }
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)

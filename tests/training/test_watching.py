@@ -297,7 +297,7 @@ def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:
     assert text.startswith("25 images") and len(text.splitlines()) == 22 and "and 5 more" in text
     write_report(
         tmp_path / "report.html", title="t", facts={}, records=[{"step": 1, "train/loss": 1.0}], rows=[],
-        picture=None, first_batch=tmp_path / "none.png", bad=bad, config_text="{}",
+        picture=None, figures=(("none", "", tmp_path / "none.png"),), bad=bad, config_text="{}",
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     assert "25 images could not be read" in page and "&lt;no&gt; image" in page and "And 5 more" in page

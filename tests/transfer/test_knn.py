@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from mim_jax.transfer.knn import knn_scores, knn_top1
+from mim_jax.transfer import knn
+from mim_jax.transfer.knn import blocks, knn_top1, nearest, votes
 
 
 def data(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -14,35 +16,52 @@ def data(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (centres[labels] + 1.5 * rng.normal(size=(n, 12))).astype(np.float32), labels.astype(np.int32)
 
 
+def oracle(train, k: int, temperature: float) -> KNeighborsClassifier:
+    weights = lambda distance: np.exp(-distance / temperature)  # noqa: E731
+    return KNeighborsClassifier(n_neighbors=k, metric="cosine", weights=weights).fit(*train)
+
+
+def parts(pair, size: int):
+    return [(pair[0][i : i + size], pair[1][i : i + size]) for i in range(0, len(pair[1]), size)]
+
+
+@pytest.mark.parametrize("size", [7, 64, 400])
+def test_accuracy_equals_scikit_learns_however_the_neighbours_come(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "NEIGHBOURS", 100)
+    monkeypatch.setattr(knn, "QUERIES", 64)
+    train, test = data(400, 1), data(150, 2)
+    for temperature in (0.07, 1.0):
+        ours = knn_top1(parts(train, size), test, ks=(5, 20, 200), temperature=temperature, num_classes=5)
+        assert ours == [oracle(train, k, temperature).score(*test) for k in (5, 20, 200)]
+
+
 def test_predictions_equal_scikit_learns() -> None:
     train, test = data(400, 1), data(150, 2)
-    for k, temperature in ((5, 0.07), (20, 0.07), (20, 1.0)):
-        scores = knn_scores(
-            jnp.asarray(test[0]),
-            jnp.asarray(train[0]),
-            jnp.asarray(train[1]),
-            k=k,
-            temperature=temperature,
-            num_classes=5,
-        )
-        oracle = KNeighborsClassifier(
-            n_neighbors=k, metric="cosine", weights=lambda distance, t=temperature: np.exp(-distance / t)
-        ).fit(*train)
-        np.testing.assert_array_equal(np.asarray(scores).argmax(1), oracle.predict(test[0]))
-        top1 = knn_top1(train, test, k=k, temperature=temperature, num_classes=5)
-        assert abs(top1 - oracle.score(*test)) < 1e-9
+    held = (jnp.full((150, 20), -jnp.inf), jnp.full((150, 20), -1))
+    held = nearest(jnp.asarray(test[0]), held, jnp.asarray(train[0]), jnp.asarray(train[1]))
+    for k in (5, 20):
+        scores = votes(*held, k=k, temperature=0.07, num_classes=5)
+        np.testing.assert_array_equal(np.asarray(scores).argmax(1), oracle(train, k, 0.07).predict(test[0]))
 
 
 def test_a_sharp_temperature_listens_to_the_nearest() -> None:
     train = (np.array([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]], np.float32), np.array([0, 1, 1], np.int32))
-    query = jnp.asarray([[1.0, 0.1]])
-    sharp, flat = (
-        knn_scores(query, jnp.asarray(train[0]), jnp.asarray(train[1]), k=3, temperature=t, num_classes=2)
-        for t in (0.05, 100.0)
-    )
-    assert int(sharp.argmax()) == 0 and int(flat.argmax()) == 1
+    query = (np.array([[1.0, 0.1]], np.float32), np.array([0], np.int32))
+    assert knn_top1([train], query, ks=(3,), temperature=0.05, num_classes=2) == [1.0]
+    assert knn_top1([train], query, ks=(3,), temperature=100.0, num_classes=2) == [0.0]
 
 
 def test_k_larger_than_the_bank_and_many_queries() -> None:
     train, test = data(10, 3), data(2500, 4)
-    assert 0 < knn_top1(train, test, k=200, temperature=0.07, num_classes=5) <= 1
+    few, many = knn_top1([train], test, ks=(10, 200), temperature=0.07, num_classes=5)
+    assert 0 < few == many <= 1
+
+
+def test_blocks_keep_every_row_once() -> None:
+    pair = (np.arange(23.0)[:, None], np.arange(23))
+    made = list(blocks(parts(pair, 4), 10))
+    assert [len(labels) for _, labels in made] == [10, 10, 10]
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in made])[:23], np.arange(23))
+    assert (made[-1][1][3:] == -1).all()

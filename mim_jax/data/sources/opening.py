@@ -1,5 +1,7 @@
 """From a name to a source."""
 
+from pathlib import Path
+
 from mim_jax.data.errors import DataError
 from mim_jax.data.sources.arrays import open_arrays
 from mim_jax.data.sources.base import Source, check_split
@@ -34,7 +36,9 @@ def open_source(
     """
     check_split(split)
     if on_bad_image not in ON_BAD_IMAGE:
-        raise DataError(f"The setting on_bad_image={on_bad_image!r} is not known: use error or skip.")
+        raise DataError(
+            f"The setting config.data.on_bad_image={on_bad_image!r} is not known: use error or skip."
+        )
     kind, _, rest = name.partition(":")
     if kind == "concat":
         parts = [part for part in rest.split("+") if part]
@@ -68,5 +72,10 @@ def open_source(
     elif kind == "tfds":
         source = open_tfds(rest, split, data_dir)
     else:
-        raise DataError(f"The data source {name!r} is not known: use one of {KINDS}.")
+        raise DataError(f"The data source {name!r} is not known: use one of {KINDS}{folder_meant(name)}.")
     return Skipping(source) if on_bad_image == "skip" else source
+
+
+def folder_meant(name: str) -> str:
+    """'; did you mean folder:X?' for the path of a folder."""
+    return f"; did you mean folder:{name}?" if Path(name).expanduser().is_dir() else ""

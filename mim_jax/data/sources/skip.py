@@ -40,7 +40,7 @@ class Skipping:
             picture = self._try((index * STEP + attempt) % len(self))
         if picture is None:
             raise DataError(
-                f"None of the {len(self)} images of {self.name} can be used: set on_bad_image=error to see "
+                f"None of the {len(self)} images of {self.name} can be used: set --config.data.on_bad_image=error to see "
                 "why."
             )
         return picture

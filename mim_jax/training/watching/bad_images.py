@@ -31,7 +31,7 @@ def as_text(bad: Mapping[str, str]) -> str:
     """For the console: the count, and the first few with their reasons."""
     if not bad:
         return ""
-    lines = [f"{count(bad)} could not be read and were replaced by others:"]
+    lines = [f"{count(bad)} could not be read, replaced by others:"]
     lines += [f"  {where}: {reason}" for where, reason in listed(bad)]
     if len(bad) > LISTED:
         lines.append(f"  and {len(bad) - LISTED} more, in {FILE}")

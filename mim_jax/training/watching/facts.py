@@ -66,13 +66,14 @@ def flops_text(method: Method) -> str:
     return f"{', '.join(parts)} a training image"
 
 
-def run_facts(method: Method, source: Source, workdir: Path) -> dict[str, str]:
+def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> dict[str, str]:
     """Name -> value, in order, for the report."""
     config = method.config
     steps = resolved(config.schedule.steps)
     return {
         "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
         "data": f"{source.describe()}, fingerprint {source.fingerprint}",
+        "held-out images": f"{held_out:,}",
         "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:g} epochs)",
         "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(source)):.3g} in all",
         "wall time": sessions.describe(workdir),

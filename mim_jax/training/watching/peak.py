@@ -5,7 +5,11 @@ Dense (no structured sparsity) FLOP/s of one jax device, as the makers state the
 matrix products by default: TF32 on NVIDIA's tensor cores, one bfloat16 pass on a TPU.
 """
 
+import resource
+import sys
 from typing import NamedTuple
+
+import jax
 
 
 class Peak(NamedTuple):
@@ -60,3 +64,13 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if device_kind == name or device_kind.startswith((f"{name} ", f"{name}-")):
             return peak.bfloat16 if dtype == "bfloat16" else peak.float32
     return None
+
+
+def peak_memory() -> float:
+    """Most bytes in use so far on this host's busiest device; where the device does not say (a CPU), of this process."""
+    used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(used):
+        return float(max(used))
+    return float(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    )

@@ -25,6 +25,7 @@ REPORT = "report.html"
 CURVES = (
     ("loss", ("train/loss", "eval/loss")),
     ("token accuracy", ("train/token_accuracy", "eval/token_accuracy")),
+    ("top-1", ("eval/top1",)),
     ("k-NN top-1", ("eval/knn_top1",)),
     ("learning rate", ("train/lr",)),
     ("gradient norm", ("train/grad_norm",)),
@@ -44,7 +45,7 @@ def write_report(
     records: Sequence[Mapping[str, Any]],
     rows: Sequence[tuple[str, str, str]],
     picture: Picture | None,
-    first_batch: Path,
+    figures: Sequence[tuple[str, str, Path]],
     bad: Mapping[str, str],
     config_text: str,
 ) -> None:
@@ -54,7 +55,7 @@ def write_report(
         facts: name -> value, in order.
         records: of metrics.jsonl.
         rows: of `table.result_rows`.
-        first_batch: a PNG; left out where there is none.
+        figures: title, caption and PNG file of each further picture; left out where the file is not there.
         bad: name -> reason of the images that were replaced.
     """
     environment = jinja2.Environment(
@@ -69,7 +70,7 @@ def write_report(
         curves=data_uri(curves(records)),
         picture=data_uri(examples(picture)) if picture else "",
         caption=picture.caption if picture else "",
-        first_batch=png_uri(first_batch.read_bytes()) if first_batch.exists() else "",
+        figures=[(name, text, png_uri(file.read_bytes())) for name, text, file in figures if file.exists()],
         bad_count=bad_images.count(bad) if bad else "",
         bad=bad_images.listed(bad),
         bad_more=max(0, len(bad) - bad_images.LISTED),

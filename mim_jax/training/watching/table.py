@@ -11,6 +11,10 @@ LABELS = {
     "token_accuracy": "held-out token accuracy",
     "position_frequency_token_accuracy": "  token frequencies per position, no image",
     "other_images_token_accuracy": "  same network, every patch from another image",
+    "top1": "held-out top-1",
+    "top5": "held-out top-5",
+    "mean_per_class": "mean per class",
+    "map_11_point": "mean average precision, 11 points",
     "knn_top1": "k-NN top-1",
     "knn_raw_pixels_top1": "  of raw pixels",
 }

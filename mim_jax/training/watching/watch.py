@@ -10,7 +10,7 @@ import jax
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
 from mim_jax.training.watching.log import Clock, progress_line, say
-from mim_jax.training.watching.peak import peak_flops
+from mim_jax.training.watching.peak import peak_flops, peak_memory
 from mim_jax.training.watching.progress import Bar
 from mim_jax.training.watching.sinks import Sink
 
@@ -73,6 +73,8 @@ class Watch:
         self._bar.update(done, values["train/loss"])
         if done % self._every == 0 or done in (self._total, self._first + 1):
             values |= self.clock.lap(done, self._loader.stall_seconds)
+            values["perf/gflops_per_image"] = self.flops / 1e9
+            values["perf/peak_memory_mib"] = peak_memory() / 2**20
             if self._peak and self.flops:
                 values["perf/mfu"] = self.flops * values["perf/images_per_sec"] / self._peak
             self._sink.write(done, values)

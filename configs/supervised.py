@@ -1,0 +1,101 @@
+"""Classification from scratch, for comparison with what pre-training gives.
+
+    ./launch/local.sh --config=configs/supervised.py                demo: digits
+    ./launch/local.sh --config=configs/supervised.py:cifar10 --config.data.source=folder:CIFAR10
+
+| preset | what | time | result |
+|---|---|---|---|
+| demo | scikit-learn's digits, 32 px, patch 4 | see docs/results/transfer.md | see docs/results/transfer.md |
+| cifar10 | ViT-Ti, 100 epochs | one GPU; not measured | not known |
+| imagenet | ViT-B, 300 epochs | not measured | not known |
+"""
+
+import ml_collections
+
+from mim_jax.config.check import choose_preset, default_config, with_options
+from mim_jax.methods.classify import ClassifyOptions
+
+
+def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
+    """The configuration of a preset: demo (default), cifar10 or imagenet."""
+    return choose_preset(preset, {"demo": demo, "cifar10": cifar10, "imagenet": imagenet})()
+
+
+def recipe() -> ml_collections.ConfigDict:
+    """Augmentation of the papers' classifiers, AdamW, cosine."""
+    config = default_config()
+    with_options(config, "classify", ClassifyOptions)
+    config.method.head_std = 0.02
+    config.method.label_smoothing = 0.1
+    config.method.mixup = 0.8
+    config.method.cutmix = 1.0
+    config.method.rand_augment = 2
+    config.method.erase = 0.25
+    config.model.drop_path = 0.1
+    config.model.positions = "sincos_2d"
+    config.optim.base_lr = 1e-4
+    config.optim.weight_decay = 0.3
+    config.optim.beta2 = 0.95
+    config.augment.scale = (0.08, 1.0)
+    config.augment.flip = True
+    config.augment.eval_crop = "resize_centre"
+    return config
+
+
+def demo() -> ml_collections.ConfigDict:
+    """A minute or two on two CPU cores. Digits are not mirrored, mixed or erased."""
+    config = recipe()
+    config.data.source = "digits"
+    config.data.batch_size = 64
+    config.data.mean = (0.31, 0.31, 0.31)
+    config.data.std = (0.38, 0.38, 0.38)
+    config.augment.scale = (0.6, 1.0)
+    config.augment.flip = False
+    config.augment.eval_crop = "centre_square"
+    config.model.variant = "nano"
+    config.model.image_size = 32
+    config.model.patch = 4
+    config.model.drop_path = 0.0
+    config.method.mixup = 0.0
+    config.method.cutmix = 0.0
+    config.method.rand_augment = 0
+    config.method.erase = 0.0
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.05
+    config.schedule.epochs = 20.0
+    config.schedule.warmup_epochs = 2.0
+    return config
+
+
+def cifar10() -> ml_collections.ConfigDict:
+    """One GPU; the sizes of the other cifar10 presets."""
+    config = recipe()
+    config.data.source = "tfds:cifar10"
+    config.data.batch_size = 512
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.augment.scale = (0.2, 1.0)
+    config.augment.eval_crop = "centre_square"
+    config.model.variant = "ti"
+    config.model.image_size = 32
+    config.model.patch = 4
+    config.method.erase = 0.0
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.05
+    config.schedule.epochs = 100.0
+    config.schedule.warmup_epochs = 10.0
+    return config
+
+
+def imagenet() -> ml_collections.ConfigDict:
+    """300 epochs at batch 4096."""
+    config = recipe()
+    config.data.source = "tfds:imagenet2012"
+    config.data.batch_size = 4096
+    config.model.variant = "b"
+    config.schedule.epochs = 300.0
+    config.schedule.warmup_epochs = 20.0
+    config.eval.every_steps = 6250
+    config.log.every_steps = 50
+    config.checkpoint.every_steps = 2500
+    return config

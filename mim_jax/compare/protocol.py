@@ -1,0 +1,164 @@
+"""What is compared, and how: the configuration of a comparison, checked."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from mim_jax.config.check import ConfigError, build, one_of
+
+PRETRAIN = "pretrain"
+CALIBRATION = "calibration"
+WALL_SECONDS = "wall_seconds"
+"""Key of a stage's time over all its sessions, for columns."""
+
+BETTER = ("higher", "lower", "plain")
+BUDGETS = ("images", "seconds")
+
+
+class Column(NamedTuple):
+    """A column of the table: the final value of `key` in a stage's metrics, times `scale`."""
+
+    title: str
+    stage: str
+    key: str
+    better: str = "plain"  # higher | lower: a quality, arms are judged by it; plain: only shown
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Every key of a comparison's configuration. Sections of settings are nested: shared.schedule.epochs."""
+
+    data: str = (
+        ""  # folder with train/ and test/, each with a folder a class; empty = shared.data.source says
+    )
+    arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
+    only: str = ""  # names of arms, joined by commas; empty = all
+    seeds: tuple[int, ...] = (0,)
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of every arm
+    evaluate: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # stage -> FILE[:PRESET][,key=value...]
+    evaluate_shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # stage -> its settings
+    columns: tuple[Any, ...] = ()  # of the fields of `Column`
+    budget: str = "images"  # images (shared.schedule.epochs) | seconds (of training, from a calibration)
+    seconds: float = 600.0  # of training an arm, budget=seconds
+    calibration_steps: int = 100
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the calibrations
+    epoch_keys: tuple[str, ...] = ()  # keys in epochs that keep their share of a run, budget=seconds
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a cell, in order."""
+        return PRETRAIN, *self.evaluate
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the arms that take part."""
+        return tuple(self.only.split(",")) if self.only else tuple(self.arms)
+
+    @property
+    def table(self) -> tuple[Column, ...]:
+        """The columns."""
+        return tuple(Column(*column) for column in self.columns)
+
+
+def default_comparison() -> ml_collections.ConfigDict:
+    """The tree with its defaults, as what a config file edits; sections take any key, and keep their order."""
+    config = ml_collections.ConfigDict(sort_keys=False)
+    sections = []
+    for field in dataclasses.fields(Protocol):
+        if field.default_factory is dict:
+            config[field.name] = ml_collections.ConfigDict(sort_keys=False)
+            sections.append(field.name)
+        else:
+            config[field.name] = field.default
+    config.lock()
+    for name in sections:
+        config[name].unlock()
+    return config
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as "a.b" -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_protocol(config: Mapping[str, Any]) -> Protocol:
+    """Checks a comparison's configuration.
+
+    Raises:
+        ConfigError: one sentence that names the key.
+    """
+    protocol = build(Protocol, config)
+    for name in protocol.arms:
+        if not re.fullmatch(r"[\w+.-]+", name):
+            raise ConfigError(
+                f"config.arms: {name!r} names directories, so it must be letters, digits and _ + . -"
+            )
+    for name in protocol.evaluate:
+        if not re.fullmatch(r"\w+", name) or name in (PRETRAIN, CALIBRATION):
+            raise ConfigError(f"config.evaluate: {name!r} cannot be the name of a stage")
+    for name in protocol.evaluate_shared:
+        one_of("a key of config.evaluate_shared", name, protocol.evaluate)
+    for name in protocol.chosen:
+        one_of("a name in config.only", name, protocol.arms)
+    if not protocol.chosen:
+        raise ConfigError("config.arms is empty: there is nothing to compare")
+    seeds = protocol.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int for seed in seeds):
+        raise ConfigError(f"config.seeds must be different whole numbers, got {seeds}")
+    _check_columns(protocol)
+    _check_budget(protocol)
+    return _with_data(protocol)
+
+
+def _check_columns(protocol: Protocol) -> None:
+    if not protocol.columns:
+        raise ConfigError("config.columns is empty: say which numbers the table shows")
+    for entry in protocol.columns:
+        if not isinstance(entry, tuple | list) or not 3 <= len(entry) <= 5:
+            raise ConfigError(f"config.columns: {entry!r} must be (title, stage, metric, better, scale)")
+        column = Column(*entry)
+        one_of(f"the stage of the column {column.title!r}", column.stage, protocol.stages)
+        one_of(f"what is better in the column {column.title!r}", column.better, BETTER)
+
+
+def _check_budget(protocol: Protocol) -> None:
+    one_of("config.budget", protocol.budget, BUDGETS)
+    if protocol.budget == "images" and "schedule.epochs" not in flatten(protocol.shared):
+        raise ConfigError("config.budget=images needs config.shared.schedule.epochs: the epochs of every arm")
+    if protocol.budget == "seconds" and (protocol.seconds <= 0 or protocol.calibration_steps < 2):
+        raise ConfigError(
+            "config.budget=seconds needs config.seconds above 0 and config.calibration_steps of at least 2, got"
+            f" {protocol.seconds:g} and {protocol.calibration_steps}"
+        )
+
+
+def _with_data(protocol: Protocol) -> Protocol:
+    """`data` as the source that all stages share."""
+    wanted = "a folder with train/ and test/, each with a folder for every class"
+    if not protocol.data:
+        if "data.source" in flatten(protocol.shared):
+            return protocol
+        raise ConfigError(f"config.data is empty: give --config.data=PATH, {wanted}")
+    for part in ("", "train", "test"):
+        if not (folder := Path(protocol.data, part)).is_dir():
+            raise ConfigError(f"config.data: the folder {folder} does not exist; PATH is {wanted}")
+    source = {"data": {"source": f"folder:{protocol.data}"}}
+    evaluate_shared = {
+        name: flatten(source) | flatten(protocol.evaluate_shared.get(name, {})) for name in protocol.evaluate
+    }
+    return dataclasses.replace(
+        protocol, shared=flatten(source) | flatten(protocol.shared), evaluate_shared=evaluate_shared
+    )

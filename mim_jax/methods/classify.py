@@ -1,0 +1,191 @@
+"""Classification: from scratch, fine-tuning of a pre-trained encoder, and linear probes of a frozen one.
+
+Spec amt.md 1.5 (probe), 1.6 and 2.2, mapet.md 10 (fine-tuning). `config.init` names the run to start from.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.schema import Config
+from mim_jax.corruptions.mixing import mix, one_hot, random_erasing
+from mim_jax.corruptions.randaugment import rand_augment
+from mim_jax.data import InputSpec
+from mim_jax.methods.flops import dense_flops, plain_flops
+from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Pass, Terms, View
+from mim_jax.methods.rules import Rules, normal, ones, truncated_normal, vit_layers, xavier_uniform, zeros
+from mim_jax.models.classifier import Classifier, Probe, running
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import patchify
+
+FEATURES = "features"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyOptions:
+    num_classes: int | None = None  # None = those of the training split
+    pool: str = "mean"  # mean (of the patch tokens) | cls
+    probe: bool = False  # the encoder is frozen; batch normalisation without affine before the head
+    layer: int = -1  # probe: output of that block; -1 = after the final norm
+    cache: bool = True  # probe without random crops or flips: features are computed once
+    head_std: float = 2e-5  # of the head's initial weights
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha; one draw a batch
+    cutmix: float = 0.0
+    rand_augment: int = 0  # operations an image; 0 = none
+    rand_magnitude: float = 9.0
+    erase: float = 0.0  # probability of random erasing
+
+
+class Classify(Method):
+    """Cross-entropy on (possibly mixed and smoothed) labels."""
+
+    name = "classify"
+
+    def __init__(self, config: Config, options: ClassifyOptions) -> None:
+        super().__init__(config)
+        self.options = options
+        self.num_classes = options.num_classes or 0
+        if self.num_classes < 1:
+            raise ConfigError("config.method.num_classes is 0: classification needs images with labels")
+        one_of("config.method.pool", options.pool, ("mean", "cls"))
+        if options.pool == "cls" and not self.vit.cls:
+            raise ConfigError("config.method.pool=cls, but the encoder has no CLS token: use mean")
+        if not -1 <= options.layer < self.vit.depth:
+            raise ConfigError(
+                f"config.method.layer={options.layer}: give -1, or a block in 0..{self.vit.depth - 1}"
+            )
+        if not options.probe and options.pool == "mean":
+            self.fresh = ("encoder/norm/",)
+        fixed = config.augment.crop != "random_resized" and not config.augment.flip
+        self.cached = (
+            options.probe and options.cache and fixed and not options.rand_augment and not options.erase
+        )
+
+    @property
+    def module(self) -> Classifier | Probe:
+        if self.options.probe:
+            return Probe(self.vit, self.num_classes)
+        return Classifier(self.vit, self.num_classes, self.options.pool)
+
+    @property
+    def rules(self) -> Rules:
+        """The encoder as in MAE; kernels decay, tokens, positions and one-dimensional parameters do not."""
+        head = truncated_normal(self.options.head_std, 2.0)
+        return Rules(
+            init=(
+                (r"^head/kernel$", head),
+                (r"kernel$", xavier_uniform),
+                (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
+                (r"gamma$", lambda key, shape, dtype: jnp.full(shape, self.vit.layer_scale or 1.0, dtype)),
+                (r"scale$", ones),
+                (r"(bias|table)$", zeros),
+            ),
+            decay=((r"kernel$", True), (r".", False)),
+            frozen=((r"^encoder/", self.options.probe), (r".", False)),
+            layers=vit_layers(self.vit.depth),
+            last_layer=self.vit.depth + 1,
+        )
+
+    @property
+    def input_spec(self) -> InputSpec:
+        spec = super().input_spec
+        return dataclasses.replace(spec, extras=(FEATURES,), pixels=False) if self.cached else spec
+
+    @property
+    def eval_spec(self) -> InputSpec:
+        return dataclasses.replace(super().eval_spec, pixels=True)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Features of a frozen encoder without augmentation: once, before the first step."""
+        if not self.cached:
+            return ()
+        return (
+            Pass(
+                name=FEATURES,
+                due=lambda epoch: epoch == -1,
+                input_spec=dataclasses.replace(super().input_spec, extras=()),
+                compute=lambda params, batch: self.features(params, self.clean_patches(batch["image"])),
+                shape=(self.vit.width,),
+                dtype="float32",
+                initial=0.0,
+                saved=False,
+            ),
+        )
+
+    def prepare(self, images: object) -> Artefacts:
+        """Running statistics of the probe's batch normalisation."""
+        width = self.vit.width
+        return {"mean": jnp.zeros(width), "variance": jnp.ones(width)} if self.options.probe else {}
+
+    def collect(self, artefacts: Artefacts, outputs: Outputs) -> Artefacts:
+        batch = {name: outputs[name] for name in ("mean", "variance") if name in outputs}
+        return {**artefacts, **{name: running(artefacts[name], new) for name, new in batch.items()}}
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        o = self.options
+        targets = one_hot(batch["label"], self.num_classes, o.label_smoothing)
+        if self.cached:
+            return {FEATURES: batch[FEATURES], "targets": targets}
+        images = self.clean_images(batch)
+        if o.rand_augment:
+            fill = jnp.asarray(self.config.data.mean)
+            images = jax.vmap(
+                lambda key, image: rand_augment(
+                    jax.random.fold_in(key, 4),
+                    image,
+                    num_ops=o.rand_augment,
+                    magnitude=o.rand_magnitude,
+                    fill=fill,
+                )
+            )(keys, images)
+        images = self.network_images(keys, images)
+        if o.erase:
+            images = jax.vmap(
+                lambda key, image: random_erasing(jax.random.fold_in(key, 5), image, probability=o.erase)
+            )(keys, images)
+        if o.mixup or o.cutmix:
+            images, targets = mix(
+                jax.random.fold_in(keys[0], 6), images, targets, mixup_alpha=o.mixup, cutmix_alpha=o.cutmix
+            )
+        return {"images": patchify(images, self.vit.patch), "targets": targets}
+
+    def features(self, params: Params, patches: jax.Array) -> jax.Array:
+        """What the probe sees of the frozen encoder, float32 [B, D]; no gradient flows back."""
+        pooled = self.encode_patches(params, patches).pooled(self.options.layer, self.options.pool)
+        return jax.lax.stop_gradient(pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32)))
+
+    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+        if not self.options.probe:
+            return {"logits": self.apply(params, view["images"], keys if train else None)}
+        features = view[FEATURES] if self.cached else self.features(params, view["images"])
+        mean, variance = jnp.mean(features, axis=0), jnp.var(features, axis=0)
+        logits = self.apply(params, features, mean, variance, method="classify")
+        unbiased = variance * len(features) / max(1, len(features) - 1)  # torch's running variance
+        return {"logits": logits, "mean": mean, "variance": unbiased}
+
+    def loss(self, outputs: Outputs, view: View) -> Terms:
+        logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
+        entropy = -jnp.sum(view["targets"] * jax.nn.log_softmax(logits), axis=-1)
+        return {"loss": (entropy, jnp.ones_like(entropy))}
+
+    def class_scores(self, params: Params, artefacts: Artefacts, images: jax.Array) -> jax.Array:
+        patches = self.clean_patches(images)
+        if not self.options.probe:
+            return self.apply(params, patches).astype(jnp.float32)
+        statistics = (artefacts["mean"], artefacts["variance"])
+        return self.apply(params, self.features(params, patches), *statistics, method="classify").astype(
+            jnp.float32
+        )
+
+    def flops(self) -> float:
+        """A probe's encoder runs forward only: a third; with cached features not at all."""
+        head = dense_flops(1, self.vit.width, self.num_classes)
+        embed = dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
+        encoder = embed + plain_flops(self.vit, self.vit.num_slots)
+        if self.options.probe:
+            return head + (0.0 if self.cached else encoder / 3)
+        return head + encoder

@@ -1,0 +1,114 @@
+"""What a run takes over from an earlier one: its network's shape, its data, and its encoder's parameters."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config.check import ConfigError
+from mim_jax.config.schema import Config
+from mim_jax.methods import Method, build_method
+from mim_jax.methods.rules import name_of
+from mim_jax.models.vit import Params, Trunk
+from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.sharding import abstract
+from mim_jax.training.workdir import read_config
+
+SHOWN = 5
+"""Parameters named in an error."""
+
+
+def inherit(config: Config) -> Config:
+    """The configuration with the network, normalisation and (source=init) data of the run `config.init`.
+
+    Fixed sin-cos positions become learned ones that start from the same table, as in MAE's fine-tuning.
+    Own are: drop path, dtype, attention, remat.
+
+    Raises:
+        ConfigError: there is no such run, or source=init without one.
+    """
+    if config.init is None:
+        if config.data.source == "init":
+            raise ConfigError(
+                "config.data.source=init takes the data of a run: name it, --config.init=DIRECTORY"
+            )
+        return config
+    donor, own = read_config(Path(config.init).expanduser()), config.model
+    positions = "learned" if donor.model.positions.startswith("sincos") else donor.model.positions
+    model = dataclasses.replace(
+        donor.model,
+        positions=positions,
+        drop_path=own.drop_path,
+        dtype=own.dtype,
+        attention=own.attention,
+        remat=own.remat,
+    )
+    data = dataclasses.replace(config.data, mean=donor.data.mean, std=donor.data.std)
+    if data.source == "init":
+        same = ("source", "split", "test_split", "data_dir", "on_bad_image", "crops_per_picture")
+        data = dataclasses.replace(data, **{name: getattr(donor.data, name) for name in same})
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def read_run(
+    directory: Path,
+    step: int | None = None,
+    *,
+    ema: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[Config, Method, Params, int]:
+    """Configuration, method, parameters (or their moving average) and step of a run's checkpoint.
+
+    Raises:
+        ConfigError: there is no run, or its configuration cannot be used here.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    config = _usable_here(read_config(directory))
+    method = build_method(config)
+    where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    part = "ema" if ema else "params"
+    wanted = {part: abstract(shapes, jax.tree.map(lambda _: where, shapes))}
+    with Checkpoints((directory / "checkpoints").absolute()) as checkpoints:
+        found, restored = checkpoints.restore_partial(wanted, step)
+    return config, method, restored[part], found
+
+
+def with_encoder_of(init: str, method: Method, params: Params) -> Params:
+    """The parameters with the encoder of the run `init`, laid out as they are; what `method.fresh` names stays.
+
+    Raises:
+        ConfigError: naming the parameters that do not fit.
+    """
+    _, donor, given, _ = read_run(Path(init).expanduser())
+    encoder = dict(given["encoder"])
+    if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
+        encoder["pos_embed"] = Trunk(donor.vit).apply({}, method="positions")
+    there = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}
+    wrong: list[str] = []
+
+    def choose(path: Any, own: jax.Array) -> jax.Array:
+        name = name_of(path)
+        if not name.startswith("encoder/") or name.startswith(method.fresh):
+            return own
+        other = there.get(name)
+        if other is None or other.shape != own.shape:
+            shape = "absent" if other is None else list(other.shape)
+            wrong.append(f"{name} is {shape} there and {list(own.shape)} here")
+            return own
+        return jax.device_put(jnp.asarray(other, own.dtype), own.sharding)
+
+    made: Params = jax.tree_util.tree_map_with_path(choose, params)
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ConfigError(f"config.init={init} has another encoder: {'; '.join(wrong[:SHOWN])}{more}")
+    return made
+
+
+def _usable_here(config: Config) -> Config:
+    """cuDNN's attention is a matter of speed, and exists on GPUs only."""
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
+    return config

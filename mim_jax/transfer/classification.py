@@ -1,0 +1,55 @@
+"""How well a classifier does on held-out images: `eval/top1` and its relatives."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from mim_jax.methods.protocol import Batch, Method
+from mim_jax.transfer.gathering import everywhere
+from mim_jax.transfer.metrics import draw_confusion, eleven_point_map, mean_per_class, top_k
+
+CONFUSION = "confusion.png"
+
+
+class Classification:
+    """Metrics of `method.class_scores` over all held-out images with a label."""
+
+    name = "classification"
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Callable[[], Iterable[Batch]],
+        *,
+        class_names: tuple[str, ...],
+        workdir: Path,
+        mesh: jax.sharding.Mesh,
+    ) -> None:
+        self._batches, self._names, self._workdir = batches, class_names, workdir
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._scores = jax.jit(
+            lambda state, batch: method.class_scores(state.params, state.artefacts, batch["image"]),
+            out_shardings=whole,
+        )
+
+    def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
+        """Loss, top-1, top-5, mean per class and 11-point mAP; draws the confusion matrix."""
+        found, known = [], []
+        for batch in self._batches():
+            keep = everywhere(batch["valid"]) & (everywhere(batch["label"]) >= 0)
+            found.append(np.asarray(self._scores(state, batch))[keep])
+            known.append(everywhere(batch["label"])[keep])
+        scores, labels = np.concatenate(found), np.concatenate(known)
+        if jax.process_index() == 0:
+            draw_confusion(self._workdir / CONFUSION, scores, labels, self._names)
+        return {
+            "eval/loss": float(optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()),
+            "eval/top1": top_k(scores, labels, 1),
+            "eval/top5": top_k(scores, labels, 5),
+            "eval/mean_per_class": mean_per_class(scores, labels),
+            "eval/map_11_point": eleven_point_map(scores, labels[:, None] == np.arange(scores.shape[1])),
+        }

@@ -1,0 +1,71 @@
+"""Classification metrics from scores: scikit-learn's where it has them; VOC2007's 11-point average precision is ours."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import pyplot as plt
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+
+Scores = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.integer]
+Relevant = npt.NDArray[np.bool_]
+
+
+def top_k(scores: Scores, labels: Labels, k: int) -> float:
+    """Share of examples whose label is among the k highest scores; scores [n, C], labels [n].
+
+    Not scikit-learn's: that one refuses labels that do not occur. Ties count for the example.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    return float(np.mean(np.sum(scores > own, axis=1) < k))
+
+
+def mean_per_class(scores: Scores, labels: Labels) -> float:
+    """Unweighted mean of the recalls of the classes that occur."""
+    return float(balanced_accuracy_score(labels, scores.argmax(axis=1)))
+
+
+def eleven_point_precision(scores: Scores, relevant: Relevant) -> float:
+    """VOC2007's average precision of one class: mean over recall 0, 0.1, ..., 1 of the best precision from there on.
+
+    Args:
+        scores: float [n]. relevant: bool [n].
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(relevant[order])
+    recall, precision = hits / max(1, int(relevant.sum())), hits / np.arange(1, len(hits) + 1)
+    points = [precision[recall >= r - 1e-12].max(initial=0.0) for r in np.linspace(0, 1, 11)]
+    return float(np.mean(points))
+
+
+def eleven_point_map(scores: Scores, relevant: Relevant) -> float:
+    """Mean of `eleven_point_precision` over classes; scores [n, C], relevant bool [n, C]."""
+    return float(np.mean([eleven_point_precision(s, r) for s, r in zip(scores.T, relevant.T, strict=True)]))
+
+
+def draw_confusion(path: Path, scores: Scores, labels: Labels, names: tuple[str, ...]) -> None:
+    """The confusion matrix as a PNG: rows are true classes, columns predicted ones, shares of a row."""
+    classes = np.arange(scores.shape[1])
+    shares = confusion_matrix(labels, scores.argmax(axis=1), labels=classes, normalize="true")
+    side = min(9.0, 2.5 + 0.35 * len(classes))
+    figure, axis = plt.subplots(figsize=(side, side))
+    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    if len(classes) <= 20:
+        axis.set_xticks(classes, names, rotation=90, fontsize=8)
+        axis.set_yticks(classes, names, fontsize=8)
+        for row, column in np.argwhere(shares >= 0.005):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column,
+                row,
+                f"{100 * shares[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=colour,
+            )
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

@@ -1,0 +1,62 @@
+"""Classification metrics against scikit-learn and by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from mim_jax.transfer.metrics import (
+    draw_confusion,
+    eleven_point_map,
+    eleven_point_precision,
+    mean_per_class,
+    top_k,
+)
+
+
+@pytest.fixture
+def scored() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 300)
+    return rng.normal(size=(300, 7)) + 1.5 * np.eye(7)[labels], labels
+
+
+def test_top_k_and_mean_per_class(scored) -> None:
+    scores, labels = scored
+    for k in (1, 2, 5):
+        assert top_k(scores, labels, k) == pytest.approx(top_k_accuracy_score(labels, scores, k=k))
+    assert mean_per_class(scores, labels) == balanced_accuracy_score(labels, scores.argmax(axis=1))
+    assert top_k(scores, labels, 7) == 1.0 and top_k(scores[:, :3], labels.clip(0, 2), 5) == 1.0
+
+
+def test_eleven_points_by_hand() -> None:
+    """Ranks of the relevant ones: 1, 3, 6 of six: precision 1, 2/3, 1/2 from recall 1/3, 2/3, 1 on."""
+    scores, relevant = np.array([6.0, 5, 4, 3, 2, 1]), np.array([1, 0, 1, 0, 0, 1], bool)
+    expected = (4 * 1.0 + 3 * (2 / 3) + 4 * 0.5) / 11
+    assert eleven_point_precision(scores, relevant) == pytest.approx(expected)
+    assert eleven_point_precision(scores, np.array([1, 1, 1, 0, 0, 0], bool)) == 1.0
+
+
+def test_eleven_points_as_the_definition_says(scored) -> None:
+    """The spec's sentence, in loops: mean over r of the best precision at recall of at least r."""
+    scores, labels = scored
+    relevant = labels[:, None] == np.arange(7)
+    values = []
+    for c in range(7):
+        order = np.argsort(-scores[:, c])
+        points = [
+            (relevant[order[:n], c].mean(), relevant[order[:n], c].sum() / relevant[:, c].sum())
+            for n in range(1, 301)
+        ]
+        values.append(
+            np.mean([max(p for p, r in points if r >= level - 1e-12) for level in np.linspace(0, 1, 11)])
+        )
+    assert eleven_point_map(scores, relevant) == pytest.approx(np.mean(values))
+
+
+def test_confusion_picture(scored, tmp_path: Path) -> None:
+    draw_confusion(tmp_path / "c.png", *scored, tuple("abcdefg"))
+    with Image.open(tmp_path / "c.png") as picture:
+        assert min(picture.size) > 200
