@@ -4,8 +4,8 @@ The levels are Pillow's: an image is rounded to 0..255 first. The lookups then g
 enhancements and the warps, which it truncates after a blend, may be one level off (float32 factors and positions).
 
 Under vmap a `lax.switch` computes all its branches, so ops that can share work do: eight are lookup tables (256
-entries a channel, one lookup of the image), five are one affine warp. On a CPU `lax.map` is ten times as fast: it
-computes one branch only.
+entries a channel, one lookup of the image), five are one affine warp. On a CPU `lax.map` is several times as
+fast: it computes one branch only.
 
 Two things differ from timm: warps are always bilinear (timm draws bilinear or bicubic for each), and magnitude 10
 posterizes to black (0 bits), which Pillow now refuses.

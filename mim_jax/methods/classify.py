@@ -132,16 +132,7 @@ class Classify(Method):
             return {FEATURES: batch[FEATURES], "targets": targets}
         images = self.clean_images(batch)
         if o.rand_augment:
-            fill = jnp.asarray(self.config.data.mean)
-            images = jax.vmap(
-                lambda key, image: rand_augment(
-                    jax.random.fold_in(key, 4),
-                    image,
-                    num_ops=o.rand_augment,
-                    magnitude=o.rand_magnitude,
-                    fill=fill,
-                )
-            )(keys, images)
+            images = self.augmented(keys, images)
         images = self.network_images(keys, images)
         if o.erase:
             images = jax.vmap(
@@ -152,6 +143,23 @@ class Classify(Method):
                 jax.random.fold_in(keys[0], 6), images, targets, mixup_alpha=o.mixup, cutmix_alpha=o.cutmix
             )
         return {"images": patchify(images, self.vit.patch), "targets": targets}
+
+    def augmented(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """RandAugment on images in [0, 1]. One by one on a CPU, where computing every branch costs ten times as much."""
+        o, fill = self.options, jnp.asarray(self.config.data.mean)
+
+        def one(key: jax.Array, image: jax.Array) -> jax.Array:
+            return rand_augment(
+                jax.random.fold_in(key, 4),
+                image,
+                num_ops=o.rand_augment,
+                magnitude=o.rand_magnitude,
+                fill=fill,
+            )
+
+        return jax.lax.platform_dependent(
+            keys, images, cpu=lambda k, x: jax.lax.map(lambda pair: one(*pair), (k, x)), default=jax.vmap(one)
+        )
 
     def features(self, params: Params, patches: jax.Array) -> jax.Array:
         """What the probe sees of the frozen encoder, float32 [B, D]; no gradient flows back."""
