@@ -1,6 +1,7 @@
 """Beyond Masking: zoomed, distorted, blurred, grey or masked inputs; the network paints the original (arXiv 2203.14313).
 
     ./launch/local.sh --config=configs/beyond_masking.py --config.method.task=zoom_in+mask
+    ./launch/local.sh --config=configs/beyond_masking.py:demo_digits --config.method.task=mask
     ./launch/local.sh --config=configs/beyond_masking.py:cifar10 --config.data.source=folder:CIFAR10
     ./launch/local.sh --config=configs/beyond_masking.py:imagenet --config.data.data_dir=TFDS
 
@@ -10,6 +11,7 @@ paper's best, and the default).
 | preset | what | time | result |
 |---|---|---|---|
 | demo | crops of ten photographs: 28 px seen of 36 (zoom_in), or 20 on 28 (zoom_out), patch 7 | see docs/results/demos.md | see docs/results/demos.md |
+| demo_digits | scikit-learn's digits, 28 px, patch 7: masking alone, which so short a run on photographs does not show | see docs/results/demos.md | see docs/results/demos.md |
 | cifar10 | ViT-Ti at 32 px: 40 px crops (zoom_in), 24 (zoom_out): not the paper's 9/7 and 5/7 | one GPU; not measured | not known |
 | imagenet | ViT-B, 288 / 224 / 160 px, 300 epochs, batch 2048 | not measured | the paper's, fine-tuned: zoom_in 82.7, zoom_out 82.5, distort 82.1, blur 81.8, decolorize 81.4, mask 82.9, zoom_in+mask 83.2 |
 """
@@ -21,8 +23,9 @@ from mim_jax.methods.beyond_masking import BeyondMaskingOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 or imagenet."""
-    return choose_preset(preset, {"demo": demo, "cifar10": cifar10, "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), demo_digits, cifar10 or imagenet."""
+    presets = {"demo": demo, "demo_digits": demo_digits, "cifar10": cifar10, "imagenet": imagenet}
+    return choose_preset(preset, presets)()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -63,6 +66,18 @@ def demo() -> ml_collections.ConfigDict:
     config.schedule.warmup_epochs = 2.0
     config.eval.knn = False  # the label is the number of the photograph
     config.eval.heldout_examples = 512
+    return config
+
+
+def demo_digits() -> ml_collections.ConfigDict:
+    """The same network on digits, whose patches tell more of each other: a minute on two CPU cores."""
+    config = demo()
+    config.data.source = "digits"
+    config.augment.scale = (0.6, 1.0)
+    config.augment.flip = False
+    config.augment.eval_crop = "centre_square"
+    config.schedule.epochs = 60.0
+    config.eval.knn = True
     return config
 
 
