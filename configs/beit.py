@@ -10,18 +10,20 @@
 |---|---|---|---|
 | demo | crops of ten photographs, 32 px, patch 4, vocabulary 64 | see docs/results/demos.md | see docs/results/demos.md |
 | cifar10 | ViT-Ti, 24 of 64 patches, 400 epochs | one GPU; not measured | not known |
+| cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, 75 of 196 patches, 800 epochs, from a token cache | not measured | not known |
 """
 
 import ml_collections
 
+from mim_jax.config import presets
 from mim_jax.config.check import choose_preset, default_config, with_options
 from mim_jax.methods.mim import MimOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 or imagenet."""
-    return choose_preset(preset, {"demo": demo, "cifar10": cifar10, "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), cifar10 (or another small set), imagenet."""
+    return choose_preset(preset, {"demo": demo, **presets.small_sets(cifar10), "imagenet": imagenet})()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -45,38 +47,19 @@ def recipe() -> ml_collections.ConfigDict:
 
 def demo() -> ml_collections.ConfigDict:
     """A minute or two on two CPU cores: random crops of ten photographs, held out to the right of each."""
-    config = recipe()
-    config.data.source = "photos"
-    config.data.crops_per_picture = 256
-    config.data.batch_size = 64
-    config.augment.scale = (0.05, 0.4)
-    config.augment.eval_crop = "random_resized"
+    config = presets.photographs(recipe())
     config.augment.jitter = 0.0
-    config.model.variant = "nano"
-    config.model.image_size = 32
-    config.model.patch = 4
-    config.model.drop_path = 0.0
     config.method.vocabulary = 64
     config.method.num_masked = 24
     config.method.min_block = 6
-    config.optim.lr = 1.5e-3
     config.schedule.epochs = 10.0
-    config.schedule.warmup_epochs = 1.0
-    config.eval.knn = False  # the label is the number of the photograph
-    config.eval.heldout_examples = 512
     return config
 
 
 def cifar10() -> ml_collections.ConfigDict:
     """One GPU."""
-    config = recipe()
-    config.data.source = "tfds:cifar10"
+    config = presets.small_set(recipe())
     config.data.batch_size = 512
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
-    config.model.variant = "ti"
-    config.model.image_size = 32
-    config.model.patch = 4
     config.method.vocabulary = 1024
     config.method.num_masked = 24
     config.method.min_block = 6
@@ -88,12 +71,8 @@ def cifar10() -> ml_collections.ConfigDict:
 
 def imagenet() -> ml_collections.ConfigDict:
     """Tokens are of the centred square, unflipped, so that is the view; only colour is jittered."""
-    config = recipe()
-    config.data.source = "tfds:imagenet2012"
+    config = presets.imagenet(recipe())
     config.data.batch_size = 2048
-    config.model.variant = "b"
-    config.model.image_size = 224
-    config.model.patch = 16
     config.augment.crop = "centre_square"
     config.augment.flip = False
     config.method.tokenizer = "cache"
@@ -101,7 +80,4 @@ def imagenet() -> ml_collections.ConfigDict:
     config.optim.lr = 1.5e-3
     config.schedule.epochs = 800.0
     config.schedule.warmup_epochs = 10.0
-    config.eval.every_steps = 12500
-    config.log.every_steps = 50
-    config.checkpoint.every_steps = 2500
     return config

@@ -18,14 +18,15 @@ paper's best, and the default).
 
 import ml_collections
 
+from mim_jax.config import presets
 from mim_jax.config.check import choose_preset, default_config, with_options
 from mim_jax.methods.beyond_masking import BeyondMaskingOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
     """The configuration of a preset: demo (default), demo_digits, cifar10 or imagenet."""
-    presets = {"demo": demo, "demo_digits": demo_digits, "cifar10": cifar10, "imagenet": imagenet}
-    return choose_preset(preset, presets)()
+    known = {"demo": demo, "demo_digits": demo_digits, "cifar10": cifar10, "imagenet": imagenet}
+    return choose_preset(preset, known)()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -49,13 +50,8 @@ def demo() -> ml_collections.ConfigDict:
     Close-ups (10 to 30 px of a photograph, enlarged) are smooth: in so short a run normalised patches of wider crops are
     not learnt beyond their mean where three quarters of them are hidden.
     """
-    config = recipe()
-    config.data.source = "photos"
-    config.data.crops_per_picture = 256
-    config.data.batch_size = 64
+    config = presets.photographs(recipe())
     config.augment.scale = (0.0005, 0.003)
-    config.augment.eval_crop = "random_resized"
-    config.model.variant = "nano"
     config.model.image_size = 28
     config.model.patch = 7
     config.method.decoder_width = 48
@@ -64,8 +60,6 @@ def demo() -> ml_collections.ConfigDict:
     config.optim.lr = 3e-3
     config.schedule.epochs = 24.0
     config.schedule.warmup_epochs = 2.0
-    config.eval.knn = False  # the label is the number of the photograph
-    config.eval.heldout_examples = 512
     return config
 
 
@@ -83,14 +77,8 @@ def demo_digits() -> ml_collections.ConfigDict:
 
 def cifar10() -> ml_collections.ConfigDict:
     """One GPU. At 32 px the paper's ratios are no whole numbers: 40 and 24 are named departures."""
-    config = recipe()
-    config.data.source = "tfds:cifar10"
+    config = presets.small_set(recipe())
     config.data.batch_size = 1024
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
-    config.model.variant = "ti"
-    config.model.image_size = 32
-    config.model.patch = 4
     config.method.zoom_in_size = 40
     config.method.zoom_out_size = 24
     config.method.decoder_width = 96
@@ -103,15 +91,8 @@ def cifar10() -> ml_collections.ConfigDict:
 
 def imagenet() -> ml_collections.ConfigDict:
     """The paper's recipe: peak 1.2e-3 (1.5e-4 per 256 images), 20 epochs of warm-up, cosine to 1e-5."""
-    config = recipe()
-    config.data.source = "tfds:imagenet2012"
+    config = presets.imagenet(recipe())
     config.data.batch_size = 2048
-    config.model.variant = "b"
-    config.model.image_size = 224
-    config.model.patch = 16
     config.schedule.epochs = 300.0
     config.schedule.warmup_epochs = 20.0
-    config.eval.every_steps = 12500
-    config.log.every_steps = 50
-    config.checkpoint.every_steps = 2500
     return config

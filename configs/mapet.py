@@ -11,18 +11,20 @@
 |---|---|---|---|
 | demo | 1,437 digits at 16 px, patch 2, 64 tokens, vocabulary 64 | see README | see README |
 | cifar10 | ViT-Ti, 32 px, patch 4, k-means tokens of pixels, 200 epochs | one GPU; not measured | not known |
+| cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | the paper's recipe (300 epochs, batch 2048) | not measured | not known (no table of the paper could be had) |
 """
 
 import ml_collections
 
+from mim_jax.config import presets
 from mim_jax.config.check import choose_preset, default_config, with_options
 from mim_jax.methods.mapet import MapetOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 or imagenet."""
-    return choose_preset(preset, {"demo": demo, "cifar10": cifar10, "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), cifar10 (or another small set), imagenet."""
+    return choose_preset(preset, {"demo": demo, **presets.small_sets(cifar10), "imagenet": imagenet})()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -65,14 +67,8 @@ def demo() -> ml_collections.ConfigDict:
 
 def cifar10() -> ml_collections.ConfigDict:
     """One GPU. Images of 32 px in 64 patches: context 17 slots, 48 targets."""
-    config = recipe()
-    config.data.source = "tfds:cifar10"
+    config = presets.small_set(recipe())
     config.data.batch_size = 512
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
-    config.model.variant = "ti"
-    config.model.image_size = 32
-    config.model.patch = 4
     config.augment.flip = True
     config.method.vocabulary = 1024
     config.optim.lr = 1.5e-3
@@ -87,18 +83,11 @@ def imagenet() -> ml_collections.ConfigDict:
     The official code changes the rate once an epoch and adds 10 epochs at the minimum (--config.schedule.per_epoch=True
     --config.schedule.cooldown_epochs=10); per step over exactly 300 epochs is the default here.
     """
-    config = recipe()
-    config.data.source = "tfds:imagenet2012"
+    config = presets.imagenet(recipe())
     config.data.batch_size = 2048
-    config.model.variant = "b"
-    config.model.image_size = 224
-    config.model.patch = 16
     config.augment.crop = "centre_square"
     config.method.tokenizer = "cache"
     config.optim.lr = 1.5e-3
     config.schedule.epochs = 300.0
     config.schedule.warmup_epochs = 10.0
-    config.eval.every_steps = 12500
-    config.log.every_steps = 50
-    config.checkpoint.every_steps = 2500
     return config
