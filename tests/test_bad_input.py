@@ -39,7 +39,7 @@ CASES = {
     "stray argument": (["demo"], ["demo"]),
 }
 OTHER_CONFIGS = {
-    "unknown preset": (["--config=configs/mapet.py:cifar100"], ["did you mean cifar10?"]),
+    "unknown preset": (["--config=configs/mapet.py:cifar11"], ["did you mean cifar10?"]),
     "missing config": (["--config=configs/mapett.py"], ["did you mean configs/mapet.py?"]),
     "no config": ([], ["--config"]),
     "missing token cache": (
