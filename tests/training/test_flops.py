@@ -42,3 +42,36 @@ def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
     counted = jax.jit(jax.grad(loss)).lower(params, view, keys).cost_analysis()["flops"] / count
     assert method.flops() == pytest.approx(counted, rel=0.02), method.flops() / counted
     assert np.isfinite(counted)
+
+
+@pytest.mark.parametrize("base", ["mae", "simmim"])
+def test_masking_and_throwing_are_counted_as_xla_counts_them(base: str) -> None:
+    """AMT in the phase that attention drives: thrown patches cost nothing, in the formula and in the program."""
+    config = small_config(
+        "amt",
+        {
+            "method.base": base, "method.start": 1, "model.width": 384, "model.depth": 3, "model.heads": 6,
+            "model.image_size": 224, "model.patch": 16, "method.decoder_width": 256, "method.decoder_depth": 2,
+            "method.decoder_heads": 8,
+        },
+    )  # fmt: skip
+    random = build_method(config)
+    counts = []
+    for method in (random, random.in_phase(random.phases[-1])):
+        params = jax.eval_shape(method.init_params, jax.random.key(0))
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+        data = {
+            "image": jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.uint8),
+            "attention": jax.ShapeDtypeStruct((4, 14, 14), jnp.float32),
+            "box": jax.ShapeDtypeStruct((4, 4), jnp.float32),
+        }
+        view = jax.eval_shape(lambda k, d, m=method: m.corrupt(k, d, {}), keys, data)
+
+        def loss(params, view, keys, method=method):
+            total, _ = method.loss(method.forward(params, view, keys, True), view)["loss"]
+            return jnp.sum(total)
+
+        counted = jax.jit(jax.grad(loss)).lower(params, view, keys).cost_analysis()["flops"] / 4
+        assert method.flops() == pytest.approx(counted, rel=0.02), method.flops() / counted
+        counts.append(counted)
+    assert counts[1] < 0.8 * counts[0]
