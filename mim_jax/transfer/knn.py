@@ -145,25 +145,35 @@ class Knn:
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
         """Top-1 of the features, for every k; with `baselines` also that of the raw pixels (first k)."""
         ks = (self.eval.knn_k,) if isinstance(self.eval.knn_k, int) else self.eval.knn_k
-        first, *others = self._top1(self._features, state.params, ks)
+        (first, *others), commonest = self._top1(self._features, state.params, ks)
         result = {"eval/knn_top1": first}
         result |= {f"eval/knn{k}_top1": value for k, value in zip(ks[1:], others, strict=True)}
         if baselines:
-            (result["eval/knn_raw_pixels_top1"],) = self._top1(self._pixels, state.params, ks[:1])
+            (result["eval/knn_raw_pixels_top1"],), _ = self._top1(self._pixels, state.params, ks[:1])
+            result["eval/commonest_class_top1"] = commonest
         return result
 
     def _top1(
         self, extract: Callable[[Params, Batch], jax.Array], params: Params, ks: Sequence[int]
-    ) -> list[float]:
+    ) -> tuple[list[float], float]:
+        """Top-1 for every k, and that of always naming the commonest class of the neighbours."""
+        counts = np.zeros(self.num_classes, np.int64)
         train, test = (_extracted(extract, params, batches()) for batches in self.batches)
+
+        def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for features, labels in train:
+                counts[:] += np.bincount(labels, minlength=self.num_classes)
+                yield features, labels
+
         features, labels = (np.concatenate(column) for column in zip(*test, strict=True))
-        return knn_top1(
-            train,
+        found = knn_top1(
+            counted(),
             (features, labels),
             ks=ks,
             temperature=self.eval.knn_temperature,
             num_classes=self.num_classes,
         )
+        return found, float(np.mean(labels == counts.argmax()))
 
 
 def _extracted(

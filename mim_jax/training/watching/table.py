@@ -17,6 +17,7 @@ LABELS = {
     "map_11_point": "mean average precision, 11 points",
     "knn_top1": "k-NN top-1",
     "knn_raw_pixels_top1": "  of raw pixels",
+    "commonest_class_top1": "  always the commonest class",
 }
 """Plain words for metric names; a name that is not here is shown as it is."""
 
