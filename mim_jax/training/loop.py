@@ -101,7 +101,7 @@ def train(
                 except Interrupted:
                     _stopped(checkpoints, step)
                     return None
-                watch.evaluated(step, results)
+                watch.passed(step, results)
             number = phase_of(method, step, examples)
             if number not in compiled:
                 phase = method.in_phase(method.phases[number])

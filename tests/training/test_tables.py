@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,19 @@ import pytest
 from small import images, small_method
 from test_resume import environment, history
 
+from mim_jax import pretrain
+from mim_jax.config.check import check
+from mim_jax.config.files import load, override
 from mim_jax.data import open_source
 from mim_jax.methods.attention_bank import attention_maps
+from mim_jax.training import loop
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.epochs import first_step_of
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import make_mesh
 from mim_jax.training.state import create_state
 from mim_jax.training.tables import Interrupted, Tables, everywhere, own_rows
+from mim_jax.training.watching.log import read_metrics
 
 PHASES = {"method.start": 1, "method.interval": 1, "model.image_size": 32}
 
@@ -158,3 +164,22 @@ def test_killed_before_and_after_a_refresh_is_the_uninterrupted_run(tmp_path: Pa
     assert ours.keys() == theirs.keys() and any("attention" in name for name in ours)
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("bank", ["host", "device"])
+def test_one_program_a_phase(bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T13: no recompilation inside a phase, refreshes included; and a refresh does reach the batches after it."""
+    made, make = [], loop.make_train_step
+
+    def remember(*arguments: Any) -> Any:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "make_train_step", remember)
+    options = {**OPTIONS, "method.bank": bank, "schedule.steps": 24, "checkpoint.every_steps": 100}
+    config = check(override(load("configs/amt.py"), options))
+    assert pretrain.run(config, tmp_path) == 0
+    assert [step._cache_size() for step in made] == [1, 1]
+    passes = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "pass/attention_mean" in line]
+    assert [line["step"] for line in passes] == [10, 20]
+    assert all(0 < line["pass/attention_mean"] < 1 for line in passes)

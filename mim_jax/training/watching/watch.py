@@ -50,6 +50,10 @@ class Watch:
         while len(self._waiting) > (0 if look_at_all else LAG):
             self._look(*self._waiting.popleft())
 
+    def passed(self, done: int, values: dict[str, float]) -> None:
+        """Logs what passes between two steps took; they have said so themselves."""
+        self._sink.write(done, values)
+
     def evaluated(self, done: int, values: dict[str, float]) -> None:
         """Logs the results of an evaluation."""
         if not values:
