@@ -10,17 +10,20 @@ Network, normalisation and (unless data.source is set) images are those of that 
 | small (default) | 50 epochs, mixup, cutmix, RandAugment, layer decay 0.75 | depends on the run | see docs/results/transfer.md |
 | cifar10 | 100 epochs at batch 1024 (spec amt.md 7.3) | one GPU; not measured | not known |
 | imagenet | 100 epochs at batch 1024, layer decay 0.65 | not measured | the papers': 83.6 (MAE, ViT-B) |
+| food101, cars, pets, voc2007, ... | the sets of mim_jax/config/transfer_sets.py, 100 epochs, warm-up 20 | not measured | not known |
 """
 
 import ml_collections
 
 from mim_jax.config.check import choose_preset, default_config, with_options
+from mim_jax.config.transfer_sets import transfer_sets
 from mim_jax.methods.classify import ClassifyOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: small (default), cifar10 or imagenet."""
-    return choose_preset(preset, {"small": small, "cifar10": cifar10, "imagenet": imagenet})()
+    """The configuration of a preset: small (default), imagenet, cifar10, or a set of config/transfer_sets.py."""
+    sets = transfer_sets(transfer) | {"cifar10": cifar10}
+    return choose_preset(preset, {"small": small, "imagenet": imagenet, **sets})()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -74,4 +77,14 @@ def imagenet() -> ml_collections.ConfigDict:
     config.optim.base_lr = 5e-4
     config.optim.layer_decay = 0.65
     config.log.every_steps = 50
+    return config
+
+
+def transfer() -> ml_collections.ConfigDict:
+    """Transfer sets (spec dark_secrets.md 4.4): SimMIM's augmentation, 100 epochs; rate and decays want a search per encoder."""
+    config = recipe()
+    config.data.batch_size = 256
+    config.optim.base_lr = 1.25e-3
+    config.optim.lr_batch = 512
+    config.schedule.warmup_epochs = 20.0
     return config

@@ -11,17 +11,20 @@ those of that run. Without augmentation (the default preset) the encoder sees ev
 | small (default) | features of whole images, computed once; 90 epochs at batch 256 | seconds to minutes | see docs/results/transfer.md |
 | cifar10 | the same at batch 1024 | one GPU; not measured | not known |
 | imagenet | random crops and flips, 90 epochs at batch 16384, lr 6.4 | not measured | the paper's: 67.8 (MAE, ViT-B) |
+| food101, cars, pets, voc2007, ... | as small, on the sets of mim_jax/config/transfer_sets.py | not measured | not known |
 """
 
 import ml_collections
 
 from mim_jax.config.check import choose_preset, default_config, with_options
+from mim_jax.config.transfer_sets import transfer_sets
 from mim_jax.methods.classify import ClassifyOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: small (default), cifar10 or imagenet."""
-    return choose_preset(preset, {"small": small, "cifar10": cifar10, "imagenet": imagenet})()
+    """The configuration of a preset: small (default), imagenet, cifar10, or a set of config/transfer_sets.py."""
+    sets = transfer_sets(small) | {"cifar10": cifar10}
+    return choose_preset(preset, {"small": small, "imagenet": imagenet, **sets})()
 
 
 def recipe() -> ml_collections.ConfigDict:

@@ -56,7 +56,7 @@ def run(config: Config, workdir: Path) -> int:
         num_devices=jax.device_count(),
         platform=jax.default_backend(),
     )
-    config = complete_options(config, train_source.num_classes)
+    config = complete_options(config, train_source.num_classes, train_source.multi_label)
     _check_classes(config, train_source, test_source)
     method = build_method(config)
     extras = _extras(method, train_source)
@@ -220,7 +220,7 @@ def _evaluators(
                 mesh=mesh,
             )
         )
-    if config.eval.knn and train_source.num_classes:
+    if config.eval.knn and train_source.num_classes and not train_source.multi_label:
         evaluators.append(
             Knn(
                 method,
@@ -231,7 +231,7 @@ def _evaluators(
             )
         )
     elif config.eval.knn:
-        say(f"no k-NN: {train_source.name} has no labels")
+        say(f"no k-NN: {train_source.name} has no single label an image")
     return evaluators
 
 

@@ -25,8 +25,8 @@ class Request:
     seed: int
 
 
-def allocate(request: Request, spec: InputSpec, extras: Extras) -> dict[str, np.ndarray]:
-    """The batch with all keys, of which `fill` writes image, box, flip and label."""
+def allocate(request: Request, spec: InputSpec, extras: Extras, source: Source) -> dict[str, np.ndarray]:
+    """The batch with all keys, of which `fill` writes image, box, flip, label and labels."""
     size = len(request.index)
     batch: dict[str, np.ndarray] = {
         "image": np.empty((size, *(spec.size if spec.pixels else (0, 0)), 3), np.uint8),
@@ -37,7 +37,9 @@ def allocate(request: Request, spec: InputSpec, extras: Extras) -> dict[str, np.
         "label": np.empty(size, np.int32),
         "valid": request.valid,
     }
-    return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras}
+    if "labels" in spec.extras:
+        batch["labels"] = np.empty((size, source.num_classes), np.int8)
+    return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras if name != "labels"}
 
 
 def fill(
@@ -58,6 +60,8 @@ def fill(
         batch["box"][row] = box.normalised(height, width)
         batch["flip"][row] = flip_for(spec, seed=request.seed, draw=draw, index=index)
         batch["label"][row] = picture.label
+        if "labels" in batch:
+            batch["labels"][row] = picture.labels
 
 
 def can_gather(source: Source, spec: InputSpec) -> bool:
@@ -83,10 +87,14 @@ def gather(batch: dict[str, np.ndarray], request: Request, source: Source, spec:
         ]
 
 
-def check_extras(spec: InputSpec, extras: Extras) -> None:
+def check_extras(spec: InputSpec, extras: Extras, source: Source) -> None:
     """Raises DataError where the spec asks for a key that nothing serves."""
+    if "labels" in spec.extras and not source.multi_label:
+        raise DataError(
+            f"The source {source.name} has one label an image, but labels were asked for: use label."
+        )
     for name in spec.extras:
-        if name not in extras:
+        if name not in extras and name != "labels":
             raise DataError(
                 f"The input spec asks for the batch key {name!r}, but the loader was given no callable for "
                 f"it: pass extras={{{name!r}: ...}}."

@@ -48,7 +48,7 @@ class Loader:
     ) -> None:
         if not len(source):
             raise DataError(f"The source {source.name} holds no images: give one that does.")
-        check_extras(spec, extras or {})
+        check_extras(spec, extras or {}, source)
         self.source, self.spec = source, spec
         self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
         self.stall_seconds = 0.0
@@ -138,7 +138,7 @@ def evaluation_batches(
             "An evaluation does not mirror images, but its input spec has flip=True: give a spec with "
             "flip=False."
         )
-    check_extras(spec, extras or {})
+    check_extras(spec, extras or {}, source)
     part = host_slice(batch_size, process_index, process_count)
     count = len(source) if limit is None else min(limit, len(source))
     return _evaluate(Crew(source, spec, extras or {}, threads), count, batch_size, part, seed)

@@ -14,6 +14,7 @@ THE BATCH is a dict of numpy arrays (after `place`, of jax arrays); B is the hos
 | tokens    | int32 [B, L]       | only where `extras` asks: target ids, row-major                       |
 | attention | float32 [B, g, g]  | only where `extras` asks: the map of the whole image                  |
 | features  | float32 [B, D]     | only where `extras` asks: of the whole image, by a frozen network     |
+| labels    | int8 [B, classes]  | only where `extras` asks: 1 shown, 0 not, -1 not to be counted        |
 
 (index, draw) names one use of one example: two uses in one batch, where a batch exceeds the data set, differ
 in draw.
@@ -34,7 +35,7 @@ Index = npt.NDArray[np.int64]
 
 CROPS = ("random_resized", "centre_square", "resize_centre", "squash", "none")
 RESAMPLES = ("bicubic", "bilinear")
-EXTRAS = ("tokens", "attention", "features")
+EXTRAS = ("tokens", "attention", "features", "labels")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Crew:
 
     def start(self, request: Request) -> Making:
         """Begins a batch."""
-        batch = allocate(request, self._spec, self._extras)
+        batch = allocate(request, self._spec, self._extras, self._source)
         making = Making(batch)
         if self._gather:
             gather(batch, request, self._source, self._spec)

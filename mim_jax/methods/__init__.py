@@ -37,10 +37,10 @@ def build_method(config: Config) -> Method:
     return METHODS[config.method["name"]][1](config, check_options(config))
 
 
-def complete_options(config: Config, num_classes: int = 0) -> Config:
+def complete_options(config: Config, num_classes: int = 0, multi_label: bool = False) -> Config:
     """The configuration with every option of its method written out.
 
-    num_classes: of the training images; taken where the method has the option and it is not set.
+    num_classes, multi_label: of the training images; taken where the method has the option and it is not set.
 
     Raises:
         ConfigError: another number of classes was set.
@@ -53,4 +53,6 @@ def complete_options(config: Config, num_classes: int = 0) -> Config:
                 f"config.method.num_classes={wanted}, but {config.data.source} has {num_classes} classes: leave it empty"
             )
         options["num_classes"] = wanted or num_classes
+    if "multi_label" in options and options["multi_label"] is None:
+        options["multi_label"] = multi_label
     return dataclasses.replace(config, method={"name": config.method["name"], **options})

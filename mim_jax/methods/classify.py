@@ -26,6 +26,9 @@ FEATURES = "features"
 @dataclasses.dataclass(frozen=True)
 class ClassifyOptions:
     num_classes: int | None = None  # None = those of the training split
+    multi_label: bool | None = (
+        None  # an image may show several classes (VOC2007); None = as the training split has it
+    )
     pool: str = "mean"  # mean (of the patch tokens) | cls
     probe: bool = False  # the encoder is frozen; batch normalisation without affine before the head
     layer: int = -1  # probe: output of that block; -1 = after the final norm
@@ -40,7 +43,7 @@ class ClassifyOptions:
 
 
 class Classify(Method):
-    """Cross-entropy on (possibly mixed and smoothed) labels."""
+    """Cross-entropy on (possibly mixed and smoothed) labels; with several labels an image, binary for every class."""
 
     name = "classify"
 
@@ -51,6 +54,11 @@ class Classify(Method):
         if self.num_classes < 1:
             raise ConfigError("config.method.num_classes is 0: classification needs images with labels")
         one_of("config.method.pool", options.pool, ("mean", "cls"))
+        if options.multi_label and (options.mixup or options.cutmix or options.label_smoothing):
+            raise ConfigError(
+                "config.method.mixup, cutmix and label_smoothing are for one label an image; these images have several:"
+                " set all three to 0"
+            )
         if options.pool == "cls" and not self.vit.cls:
             raise ConfigError("config.method.pool=cls, but the encoder has no CLS token: use mean")
         if not -1 <= options.layer < self.vit.depth:
@@ -91,12 +99,18 @@ class Classify(Method):
 
     @property
     def input_spec(self) -> InputSpec:
-        spec = super().input_spec
-        return dataclasses.replace(spec, extras=(FEATURES,), pixels=False) if self.cached else spec
+        spec = dataclasses.replace(super().input_spec, extras=self._labels)
+        if not self.cached:
+            return spec
+        return dataclasses.replace(spec, extras=(FEATURES, *self._labels), pixels=False)
 
     @property
     def eval_spec(self) -> InputSpec:
-        return dataclasses.replace(super().eval_spec, pixels=True)
+        return dataclasses.replace(super().eval_spec, pixels=True, extras=self._labels)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return ("labels",) if self.options.multi_label else ()
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -127,7 +141,10 @@ class Classify(Method):
 
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
         o = self.options
-        targets = one_hot(batch["label"], self.num_classes, o.label_smoothing)
+        if o.multi_label:
+            targets = batch["labels"].astype(jnp.float32)
+        else:
+            targets = one_hot(batch["label"], self.num_classes, o.label_smoothing)
         if self.cached:
             return {FEATURES: batch[FEATURES], "targets": targets}
         images = self.clean_images(batch)
@@ -177,7 +194,17 @@ class Classify(Method):
 
     def loss(self, outputs: Outputs, view: View) -> Terms:
         logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
-        entropy = -jnp.sum(view["targets"] * jax.nn.log_softmax(logits), axis=-1)
+        targets = view["targets"]
+        if self.options.multi_label:
+            entropy = -targets * jax.nn.log_sigmoid(logits) - (1.0 - targets) * jax.nn.log_sigmoid(-logits)
+            counted = targets >= 0  # -1: neither shown nor absent
+            return {
+                "loss": (
+                    jnp.sum(jnp.where(counted, entropy, 0.0), axis=-1),
+                    jnp.sum(counted, axis=-1, dtype=logits.dtype),
+                )
+            }
+        entropy = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
         return {"loss": (entropy, jnp.ones_like(entropy))}
 
     def class_scores(self, params: Params, artefacts: Artefacts, images: jax.Array) -> jax.Array:

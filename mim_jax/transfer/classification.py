@@ -37,13 +37,20 @@ class Classification:
         )
 
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
-        """Loss, top-1, top-5, mean per class and 11-point mAP; draws the confusion matrix."""
+        """Loss, top-1, top-5, mean per class and 11-point mAP; draws the confusion matrix.
+
+        With several labels an image: the mAP alone.
+        """
         found, known = [], []
         for batch in self._batches():
-            keep = everywhere(batch["valid"]) & (everywhere(batch["label"]) >= 0)
+            many = "labels" in batch
+            labels = everywhere(batch["labels" if many else "label"])
+            keep = everywhere(batch["valid"]) & (many | (everywhere(batch["label"]) >= 0))
             found.append(np.asarray(self._scores(state, batch))[keep])
-            known.append(everywhere(batch["label"])[keep])
+            known.append(labels[keep])
         scores, labels = np.concatenate(found), np.concatenate(known)
+        if labels.ndim == 2:
+            return {"eval/map_11_point": eleven_point_map(scores, labels == 1, labels >= 0)}
         if jax.process_index() == 0:
             draw_confusion(self._workdir / CONFUSION, scores, labels, self._names)
         return {

@@ -39,9 +39,16 @@ def eleven_point_precision(scores: Scores, relevant: Relevant) -> float:
     return float(np.mean(points))
 
 
-def eleven_point_map(scores: Scores, relevant: Relevant) -> float:
-    """Mean of `eleven_point_precision` over classes; scores [n, C], relevant bool [n, C]."""
-    return float(np.mean([eleven_point_precision(s, r) for s, r in zip(scores.T, relevant.T, strict=True)]))
+def eleven_point_map(scores: Scores, relevant: Relevant, counted: Relevant | None = None) -> float:
+    """Mean of `eleven_point_precision` over classes.
+
+    Args:
+        scores: float [n, C]. relevant: bool [n, C].
+        counted: bool [n, C]; examples that are left out of a class are False (VOC: only difficult objects); None = all count.
+    """
+    counted = np.ones_like(relevant) if counted is None else counted
+    classes = zip(scores.T, relevant.T, counted.T, strict=True)
+    return float(np.mean([eleven_point_precision(s[c], r[c]) for s, r, c in classes]))
 
 
 def draw_confusion(path: Path, scores: Scores, labels: Labels, names: tuple[str, ...]) -> None:

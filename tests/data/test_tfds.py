@@ -123,3 +123,49 @@ def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
     file.unlink()
     with pytest.raises(DataError, match=r"train\.array_record.* is missing"):
         open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+
+
+def several(data_dir):
+    """A data set of VOC's shape: sets of labels, some of them difficult, and three splits."""
+
+    class TinyVoc(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "tiny_voc"
+
+        def _info(self):
+            names = tfds.features.ClassLabel(names=["ant", "bee", "cow"])
+            sets = {key: tfds.features.Sequence(names) for key in ("labels", "labels_no_difficult")}
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), **sets})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in ("train", "validation", "test")}
+
+        def _generate_examples(self, split):
+            for number in range(6):
+                shown = [c for c in range(3) if (number + 1) >> c & 1]
+                image = io.BytesIO(picture(split, number)[1])
+                yield number, {"image": image, "labels": shown, "labels_no_difficult": shown[:1]}
+
+    TinyVoc(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+
+
+def test_several_labels_an_image_and_joined_splits(tmp_path):
+    several(tmp_path)
+    source = open_source("tfds:tiny_voc", "train+validation", data_dir=str(tmp_path), on_bad_image="skip")
+    parts = [open_source("tfds:tiny_voc", split, data_dir=str(tmp_path)) for split in ("train", "validation")]
+    assert len(source) == 12 and source.multi_label and source.num_classes == 3 and source[0].label == -1
+    for number in range(12):
+        expected = parts[number // 6][number % 6].labels
+        np.testing.assert_array_equal(source[number].labels, expected)
+    of = {parts[0][n].pixels().tobytes(): parts[0][n].labels.tolist() for n in range(6)}
+    assert of[picture("train", 2)[0].tobytes()] == [
+        1,
+        -1,
+        0,
+    ]  # an ant, and a bee of which only a difficult one
+    with Loader(source, InputSpec((8, 8), "squash", extras=("labels",)), batch_size=12, seed=0) as loader:
+        batch = loader.batch(0)
+    np.testing.assert_array_equal(batch["labels"], [source[int(i)].labels for i in batch["index"]])
+    with pytest.raises(DataError, match="has the splits train, validation, test, but none for dev"):
+        open_source("tfds:tiny_voc", "dev", data_dir=str(tmp_path))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from small import batch, keys, small_config, small_method
 
@@ -262,3 +263,23 @@ def test_impossible_settings() -> None:
     with pytest.raises(ConfigError, match="has 7 classes"):
         complete_options(small_config("supervised", CLASSES), 7)
     assert build_method(complete_options(small_config("supervised", CLASSES), 4)).num_classes == 4
+
+
+def test_several_labels_an_image() -> None:
+    """Binary cross-entropy of every class; where an image does not count, neither loss nor gradient."""
+    method = classifier(
+        method__multi_label=True, method__label_smoothing=0.0, method__mixup=0.0, method__cutmix=0.0
+    )
+    labels = np.random.default_rng(0).integers(-1, 2, (16, 4)).astype(np.int8)
+    given = {**batch(), "labels": labels}
+    assert method.input_spec.extras == method.eval_spec.extras == ("labels",)
+    view = method.corrupt(keys(), given, {})
+    logits = jax.random.normal(jax.random.key(0), (16, 4))
+    total, count = method.loss({"logits": logits}, view)["loss"]
+    kept = labels >= 0
+    expected = log_loss(labels[kept], np.asarray(jax.nn.sigmoid(logits))[kept], normalize=False)
+    assert float(total.sum()) == pytest.approx(expected, rel=1e-5) and int(count.sum()) == kept.sum()
+    slope = jax.grad(lambda x: method.loss({"logits": x}, view)["loss"][0].sum())(logits)
+    assert np.all(np.asarray(slope)[~kept] == 0) and np.all(np.asarray(slope)[kept] != 0)
+    with pytest.raises(ConfigError, match="mixup, cutmix and label_smoothing"):
+        classifier(method__multi_label=True, method__mixup=0.8)

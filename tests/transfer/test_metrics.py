@@ -60,3 +60,17 @@ def test_confusion_picture(scored, tmp_path: Path) -> None:
     draw_confusion(tmp_path / "c.png", *scored, tuple("abcdefg"))
     with Image.open(tmp_path / "c.png") as picture:
         assert min(picture.size) > 200
+
+
+def test_an_image_that_does_not_count_is_left_out_of_that_class() -> None:
+    """VOC2007: an image that shows only difficult objects of a class is neither right nor wrong there."""
+    scores = np.array([[6.0, 1], [5, 2], [4, 3], [3, 4]])
+    labels = np.array([[1, 0], [-1, 0], [0, 1], [1, -1]])
+    expected = [eleven_point_precision(scores[[0, 2, 3], 0], labels[[0, 2, 3], 0] == 1)]
+    expected += [eleven_point_precision(scores[:3, 1], labels[:3, 1] == 1)]
+    assert eleven_point_map(scores, labels == 1, labels >= 0) == pytest.approx(np.mean(expected))
+    assert (
+        eleven_point_map(scores, labels == 1)
+        < 1.0
+        == eleven_point_precision(scores[:3, 1], labels[:3, 1] == 1)
+    )

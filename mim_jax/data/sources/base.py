@@ -11,13 +11,16 @@ from mim_jax.data.decode import Header, decode, read_header
 from mim_jax.data.errors import DataError
 from mim_jax.data.spec import Pixels
 
+Labels = npt.NDArray[np.int8]
 SPLITS = ("train", "test")
 NO_LABEL = -1
 
 
 class Picture(Protocol):
-    """One example: height and width in pixels, upright, known from the header; label, -1 where there is
-    none."""
+    """One example: height and width in pixels, upright, known from the header; label, -1 where there is none.
+
+    labels: of a multi-label source int8 [classes]: 1 = shown, 0 = not, -1 = not to be counted (VOC: only difficult ones).
+    """
 
     @property
     def height(self) -> int: ...
@@ -28,6 +31,9 @@ class Picture(Protocol):
     @property
     def label(self) -> int: ...
 
+    @property
+    def labels(self) -> Labels | None: ...
+
     def pixels(self) -> Pixels:
         """uint8 [height, width, 3], RGB; not to be written to. Raises BadImageError."""
         ...
@@ -36,8 +42,9 @@ class Picture(Protocol):
 class Source(Protocol):
     """A finite, numbered set of pictures; safe to read from several threads.
 
-    name: as a user would give it to `open_source`. num_classes: 0 if unlabelled. fingerprint: 16 hexadecimal
-    digits that change with the content or the order and not with where the data lie.
+    name: as a user would give it to `open_source`. num_classes: 0 if unlabelled. multi_label: an example may be of several
+    classes, or of none. fingerprint: 16 hexadecimal digits that change with the content or the order and not with where the
+    data lie.
     """
 
     @property
@@ -48,6 +55,9 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def multi_label(self) -> bool: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -64,9 +74,9 @@ class Source(Protocol):
 class ArrayPicture:
     """A picture already in memory."""
 
-    def __init__(self, array: Pixels, label: int) -> None:
+    def __init__(self, array: Pixels, label: int, labels: Labels | None = None) -> None:
         self._array = array
-        self.label = label
+        self.label, self.labels = label, labels
 
     @property
     def height(self) -> int:
@@ -84,11 +94,11 @@ class EncodedPicture:
     """A picture as a file's bytes: the header is read on creation, the pixels on demand. `where` names it in
     errors."""
 
-    def __init__(self, data: bytes, where: str, label: int) -> None:
+    def __init__(self, data: bytes, where: str, label: int, labels: Labels | None = None) -> None:
         self._data = data
         self._where = where
         self._header: Header = read_header(data, where)
-        self.label = label
+        self.label, self.labels = label, labels
 
     @property
     def height(self) -> int:
@@ -105,6 +115,8 @@ class EncodedPicture:
 class ArraySource:
     """All pictures of one size, in memory: images uint8 [n, H, W, 3], labels int32 [n]. The loader gathers
     from `images` directly."""
+
+    multi_label = False
 
     def __init__(
         self, name: str, images: Pixels, labels: npt.NDArray[np.int32], class_names: Sequence[str], note: str

@@ -1,4 +1,5 @@
-"""Several sources, one after another: concat:A+B+C. A path with a plus sign in it cannot be part of one."""
+"""Several sources, one after another: concat:A+B+C, or several splits of one. A path with a plus sign in it cannot be part of
+one."""
 
 from bisect import bisect_right
 from itertools import accumulate
@@ -11,14 +12,15 @@ class Concat:
     """Labels are kept only where all parts have the same class names in the same order; else every label is
     -1."""
 
-    def __init__(self, parts: list[Source]) -> None:
+    def __init__(self, parts: list[Source], name: str = "") -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part) for part in parts))
         agree = len({part.class_names for part in parts}) == 1
-        self.name = "concat:" + "+".join(part.name for part in parts)
+        self.name = name or "concat:" + "+".join(part.name for part in parts)
         self.class_names = parts[0].class_names if agree else ()
         self.num_classes = len(self.class_names)
         self.fingerprint = fingerprint([part.fingerprint for part in parts])
+        self.multi_label = agree and parts[0].multi_label
 
     @property
     def bad(self) -> dict[str, str]:
@@ -51,7 +53,7 @@ class Concat:
 class _Unlabelled:
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
-        self.height, self.width, self.label = picture.height, picture.width, NO_LABEL
+        self.height, self.width, self.label, self.labels = picture.height, picture.width, NO_LABEL, None
 
     def pixels(self) -> Pixels:
         return self._picture.pixels()

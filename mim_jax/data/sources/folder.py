@@ -36,6 +36,8 @@ MACHINE_ERRORS = frozenset(
 class Folder:
     """Image files below a directory, as listed when opened."""
 
+    multi_label = False
+
     def __init__(
         self,
         name: str,

@@ -1,5 +1,7 @@
 """From a name to a source."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from mim_jax.data.errors import DataError
@@ -29,43 +31,44 @@ def open_source(
 ) -> Source:
     """Opens a source by name; see the module of each kind for what it accepts.
 
-    Args: split: train or test; seed: of `synthetic` only (no split depends on it); on_bad_image: error, or
-    skip to replace and count; cache_dir: where listings of folders are kept, default ~/.cache/mim_jax;
+    Args: split: train or test, for TFDS also any split of the data set, or several joined by "+"
+    (train+validation); seed: of `synthetic` only (no split depends on it); on_bad_image: error, or skip to
+    replace and count; cache_dir: where listings of folders are kept, default ~/.cache/mim_jax;
     crops_per_picture: of `photos`; data_dir: of `tfds`.
     Raises DataError.
     """
-    check_split(split)
+    again = functools.partial(
+        open_source,
+        seed=seed,
+        on_bad_image=on_bad_image,
+        cache_dir=cache_dir,
+        crops_per_picture=crops_per_picture,
+        data_dir=data_dir,
+    )
+    if "+" in split:
+        return Concat([again(name, one) for one in split.split("+")], name)
+    kind, _, rest = name.partition(":")
+    if kind != "tfds":
+        check_split(split)
     if on_bad_image not in ON_BAD_IMAGE:
         raise DataError(
             f"The setting config.data.on_bad_image={on_bad_image!r} is not known: use error or skip."
         )
-    kind, _, rest = name.partition(":")
     if kind == "concat":
         parts = [part for part in rest.split("+") if part]
         if not parts:
             raise DataError(f"The source {name!r} joins nothing: write concat:A+B with the names of sources.")
-        return Concat(
-            [
-                open_source(
-                    part,
-                    split,
-                    seed=seed,
-                    on_bad_image=on_bad_image,
-                    cache_dir=cache_dir,
-                    crops_per_picture=crops_per_picture,
-                    data_dir=data_dir,
-                )
-                for part in parts
-            ]
-        )
-    if name == "digits":
-        return open_digits(split)
-    if name == "photos":
-        return Photos(split, crops_per_picture)
-    if kind == "synthetic":
-        return open_synthetic(rest, split, seed)
-    if kind == "arrays":
-        return open_arrays(rest, split)
+        return Concat([again(part, split) for part in parts])
+    in_memory: dict[str, Callable[[], Source]] = {
+        "digits": lambda: open_digits(split),
+        "photos": lambda: Photos(split, crops_per_picture),
+    }
+    of_a_kind: dict[str, Callable[[], Source]] = {
+        "synthetic": lambda: open_synthetic(rest, split, seed),
+        "arrays": lambda: open_arrays(rest, split),
+    }
+    if opened := in_memory.get(name) or of_a_kind.get(kind):
+        return opened()
     source: Source
     if kind == "folder":
         source = open_folder(rest, split, cache_dir)

@@ -38,6 +38,8 @@ class Photos:
 
     name = "photos"
 
+    multi_label = False
+
     def __init__(self, split: str, crops_per_picture: int) -> None:
         check_split(split)
         if crops_per_picture < 1:

@@ -23,6 +23,7 @@ class Skipping:
         self._known: set[int] = set()
         self.name, self.num_classes = source.name, source.num_classes
         self.class_names, self.fingerprint = source.class_names, source.fingerprint
+        self.multi_label = source.multi_label
 
     @property
     def bad(self) -> dict[str, str]:
@@ -55,7 +56,7 @@ class Skipping:
             return None
         try:
             picture = self._source[index]
-            return ArrayPicture(picture.pixels(), picture.label)
+            return ArrayPicture(picture.pixels(), picture.label, picture.labels)
         except BadImageError as error:
             with self._lock:
                 self._known.add(index)

@@ -22,6 +22,8 @@ VERSION = "1"  # Raise it when a pixel changes.
 class Synthetic:
     """`count` pictures of size x size pixels; label = index % 10."""
 
+    multi_label = False
+
     def __init__(self, split: str, count: int, size: int, seed: int) -> None:
         check_split(split)
         self.name = f"synthetic:{count}:{size}"

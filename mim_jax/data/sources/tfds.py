@@ -7,8 +7,10 @@ from a folder.
 import os
 from typing import Any
 
+import numpy as np
+
 from mim_jax.data.errors import BadImageError, DataError
-from mim_jax.data.sources.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
+from mim_jax.data.sources.base import NO_LABEL, SPLITS, EncodedPicture, Labels, class_count, fingerprint
 
 INFO = "dataset_info.json"
 
@@ -22,9 +24,15 @@ class Tfds:
         self.name = f"tfds:{name}"
         self._split = split
         self._records = builder.as_data_source(split, decoders={"image": _skip()})
-        label = info.features["label"] if "label" in info.features else None  # noqa: SIM401 - no dict: it has no get
-        self.class_names: tuple[str, ...] = tuple(getattr(label, "names", None) or ())
+        one = info.features["label"] if "label" in info.features else None  # noqa: SIM401 - no dict: it has no get
+        many = (
+            info.features["labels"].feature
+            if "label" not in info.features and "labels" in info.features
+            else None
+        )
+        self.class_names: tuple[str, ...] = tuple(getattr(one or many, "names", None) or ())
         self.num_classes = len(self.class_names)
+        self.multi_label = many is not None and self.num_classes > 0
         shards = info.splits[split]
         self.fingerprint = fingerprint(
             [info.full_name, split, str(list(shards.shard_lengths)), str(shards.num_bytes), *self.class_names]
@@ -49,7 +57,18 @@ class Tfds:
             raise BadImageError(
                 where, f"its record holds {type(record['image']).__name__} and not encoded bytes"
             )
+        if self.multi_label:
+            return EncodedPicture(record["image"], where, NO_LABEL, self._labels(record))
         return EncodedPicture(record["image"], where, int(record["label"]) if self.num_classes else NO_LABEL)
+
+    def _labels(self, record: Any) -> Labels:
+        """Classes that are shown; those of which only difficult objects are shown do not count (VOC's rule)."""
+        labels = np.zeros(self.num_classes, np.int8)
+        labels[np.asarray(record["labels"], np.int64)] = 1
+        if "labels_no_difficult" in record:
+            easy = np.asarray(record["labels_no_difficult"], np.int64)
+            labels[np.setdiff1d(record["labels"], easy).astype(np.int64)] = -1
+        return labels
 
     def describe(self) -> str:
         classes = class_count(self.num_classes)
@@ -57,13 +76,12 @@ class Tfds:
 
 
 def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
-    """The train or test split of a prepared data set below `data_dir` (default: $TFDS_DATA_DIR, else
+    """A split of a prepared data set below `data_dir` (default: $TFDS_DATA_DIR, else
     ~/tensorflow_datasets).
 
     test is the data set's `test`, or its `validation` where there is no test or test has no labels
-    (imagenet2012).
+    (imagenet2012); any other split is the data set's own of that name.
     """
-    check_split(split)
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -89,7 +107,7 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
     if wanted is None:
         raise DataError(
             f"The data set tfds:{name} has the splits {', '.join(available) or '(none)'}, but none for "
-            f"{split}: use another data set."
+            f"{split}: use another split or data set."
         )
     for path in builder.info.splits[wanted].filepaths:
         if not os.path.isfile(path):
@@ -98,8 +116,8 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
 
 
 def _split_of(builder: Any, split: str, available: list[str]) -> str | None:
-    if split == "train":
-        return "train" if "train" in available else None
+    if split not in SPLITS or split == "train":
+        return split if split in available else None
     if "test" in available and "validation" in available and "label" in builder.info.features:
         first = builder.as_data_source("test", decoders={"image": _skip()})[0]
         return "validation" if int(first["label"]) < 0 else "test"
