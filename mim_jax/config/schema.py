@@ -58,7 +58,7 @@ class Augment:
     crop: str = "random_resized"  # random_resized | centre_square | resize_centre | squash | none
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
-    resample: str = "bicubic"  # bicubic | bilinear; antialiased
+    resample: str = "bicubic"  # bicubic | bilinear | lanczos; antialiased
     eval_crop: str = "centre_square"  # of evaluation: as crop; random_resized is fixed by the index
     flip: bool = True
     jitter: float = 0.0  # brightness, contrast and saturation, each x U(1 - j, 1 + j)

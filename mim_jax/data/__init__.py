@@ -8,7 +8,8 @@ from mim_jax.data.order import locate
 from mim_jax.data.placement import place
 from mim_jax.data.sources import Picture, Source, open_source
 from mim_jax.data.spec import Batch, InputSpec
-from mim_jax.data.tokens_cache import TokenCache, write_token_cache
+from mim_jax.data.tokens_cache import TokenCache
+from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
 
 __all__ = [
     "BadImageError",
@@ -20,6 +21,7 @@ __all__ = [
     "Picture",
     "Source",
     "TokenCache",
+    "TokenWriter",
     "box_for",
     "crop_and_resize",
     "evaluation_batches",

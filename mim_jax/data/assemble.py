@@ -37,6 +37,8 @@ def allocate(request: Request, spec: InputSpec, extras: Extras, source: Source) 
         "label": np.empty(size, np.int32),
         "valid": request.valid,
     }
+    if spec.teacher:
+        batch["teacher"] = np.empty((size, *spec.teacher, 3), np.uint8)
     if "labels" in spec.extras:
         batch["labels"] = np.empty((size, source.num_classes), np.int8)
     return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras if name != "labels"}
@@ -56,7 +58,10 @@ def fill(
         height, width = picture.height, picture.width
         box = box_for(spec, height, width, seed=request.seed, draw=draw, index=index)
         if spec.pixels:
-            batch["image"][row] = render(picture.pixels(), spec, box)
+            pixels = picture.pixels()
+            batch["image"][row] = render(pixels, spec, box)
+            if spec.teacher:
+                batch["teacher"][row] = render(pixels, spec.for_teacher(), box)
         batch["box"][row] = box.normalised(height, width)
         batch["flip"][row] = flip_for(spec, seed=request.seed, draw=draw, index=index)
         batch["label"][row] = picture.label
@@ -69,6 +74,7 @@ def can_gather(source: Source, spec: InputSpec) -> bool:
     return (
         isinstance(source, ArraySource)
         and spec.pixels
+        and not spec.teacher
         and source.images.shape[1:3] == spec.size
         and spec.crop in ("none", "squash", "centre_square")
     )

@@ -13,7 +13,11 @@ from mim_jax.data.errors import DataError
 from mim_jax.data.spec import InputSpec, Pixels
 
 TRIES = 10  # torchvision's
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 class Box(NamedTuple):

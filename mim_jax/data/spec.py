@@ -14,6 +14,7 @@ THE BATCH is a dict of numpy arrays (after `place`, of jax arrays); B is the hos
 | tokens    | int32 [B, L]       | only where `extras` asks: target ids, row-major                       |
 | attention | float32 [B, g, g]  | only where `extras` asks: the map of the whole image                  |
 | features  | float32 [B, D]     | only where `extras` asks: of the whole image, by a frozen network     |
+| teacher   | uint8 [B, h, w, 3] | only with `InputSpec.teacher`: the same view at a tokenizer's size     |
 | labels    | int8 [B, classes]  | only where `extras` asks: 1 shown, 0 not, -1 not to be counted        |
 
 (index, draw) names one use of one example: two uses in one batch, where a batch exceeds the data set, differ
@@ -21,7 +22,7 @@ in draw.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ Pixels = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
 
 CROPS = ("random_resized", "centre_square", "resize_centre", "squash", "none")
-RESAMPLES = ("bicubic", "bilinear")
+RESAMPLES = ("bicubic", "bilinear", "lanczos")
 EXTRAS = ("tokens", "attention", "features", "labels")
 
 
@@ -53,6 +54,7 @@ class InputSpec:
     extras: names of optional batch keys, served by the loader's `extras` callables.
     resample: PIL's antialiased filter of that name.
     pixels: False = nothing is decoded, `image` is [B, 0, 0, 3] (what is learnt from lies in `extras`).
+    teacher: (height, width) of the batch key `teacher`, made of the same box by `teacher_resample`; None = no such key.
     """
 
     size: tuple[int, int]
@@ -64,6 +66,8 @@ class InputSpec:
     extras: tuple[str, ...] = ()
     resample: str = "bicubic"
     pixels: bool = True
+    teacher: tuple[int, int] | None = None
+    teacher_resample: str = "bicubic"
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -71,7 +75,11 @@ class InputSpec:
                 f"The input size {self.size} is not (height, width) with both at least 1 pixel: give two "
                 "positive integers."
             )
-        for field, value, known in (("crop", self.crop, CROPS), ("resample", self.resample, RESAMPLES)):
+        for field, value, known in (
+            ("crop", self.crop, CROPS),
+            ("resample", self.resample, RESAMPLES),
+            ("teacher_resample", self.teacher_resample, RESAMPLES),
+        ):
             if value not in known:
                 raise DataError(
                     f"The input spec's {field} {value!r} is not known: use one of {', '.join(known)}."
@@ -104,3 +112,8 @@ class InputSpec:
                 f"crop={self.crop} and flip={self.flip}: "
                 "use a fixed crop without flip, or compute the tokens during the run."
             )
+
+    def for_teacher(self) -> "InputSpec":
+        """The same view at the teacher's size."""
+        assert self.teacher is not None
+        return replace(self, size=self.teacher, resample=self.teacher_resample, teacher=None)

@@ -4,9 +4,8 @@ header.json."""
 import hashlib
 import json
 import os
-import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy.typing as npt
 from mim_jax.data.errors import DataError
 
 HEADER = "header.json"
-# What a header must say; `shards` (file to rows and sha256), `dtype` and `tokens` (L) are added by the
-# writer.
+# What a header must say; `shards` (file to rows and sha256), `dtype` and `tokens` (L) are added by `tokens_writer`.
 FIELDS = (
     "tokenizer",
     "tokenizer_fingerprint",
@@ -29,7 +27,6 @@ FIELDS = (
     "length",
     "source_fingerprint",
 )
-ROWS_PER_SHARD = 131_072
 
 
 class TokenCache:
@@ -60,7 +57,7 @@ class TokenCache:
                     f"The token cache {folder} does not say its {field}, which this run needs to be "
                     f"{_show(wanted)}: make the cache again."
                 )
-            if _plain(header[field]) != _plain(wanted):
+            if plain(header[field]) != plain(wanted):
                 raise DataError(
                     f"The token cache {folder} was made for {field} = {_show(header[field])}, but this run "
                     f"has {_show(wanted)}: "
@@ -92,71 +89,6 @@ class TokenCache:
         return rows
 
 
-def write_token_cache(
-    path: str | os.PathLike[str],
-    tokens: npt.ArrayLike | Iterable[npt.NDArray[Any]],
-    header: Mapping[str, object],
-) -> None:
-    """Writes a cache, all or nothing. tokens: integers [n, L], or an iterable of such parts in source order;
-    header: FIELDS.
-
-    Raises DataError: a header field is missing, an id is not in the vocabulary, the length is not the
-    source's, the path exists.
-    """
-    target = Path(path).expanduser()
-    missing = [field for field in FIELDS if field not in header]
-    if missing:
-        raise DataError(
-            f"The header of the token cache {target} lacks {', '.join(missing)}: give every field of "
-            f"{', '.join(FIELDS)}."
-        )
-    if target.exists():
-        raise DataError(f"The token cache {target} exists already: remove it or choose another path.")
-    vocabulary = int(header["vocabulary"])  # type: ignore[call-overload]
-    dtype = np.dtype(np.int16 if vocabulary <= 2**15 else np.int32)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
-    try:
-        shards: dict[str, dict[str, object]] = {}
-        width = 0
-        for number, part in enumerate(_parts(tokens)):
-            width = _check_part(part, vocabulary, width, target)
-            name = f"tokens-{number:05d}.npy"
-            np.save(temporary / name, part.astype(dtype))
-            shards[name] = {"rows": len(part), "sha256": _sha256(temporary / name)}
-        rows = sum(int(str(facts["rows"])) for facts in shards.values())
-        if rows != header["length"]:
-            raise DataError(
-                f"The token cache {target} got {rows} rows for a source of length {header['length']}: give "
-                "one row for each example."
-            )
-        whole = {**header, "dtype": dtype.name, "tokens": width, "shards": shards}
-        (temporary / HEADER).write_text(json.dumps(whole, indent=2, default=_json))
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _parts(tokens: Any) -> Iterable[npt.NDArray[Any]]:
-    if isinstance(tokens, np.ndarray):
-        return (tokens[start : start + ROWS_PER_SHARD] for start in range(0, len(tokens), ROWS_PER_SHARD))
-    return (np.asarray(part) for part in tokens)
-
-
-def _check_part(part: npt.NDArray[Any], vocabulary: int, width: int, target: Path) -> int:
-    if part.ndim != 2 or part.dtype.kind not in "iu" or not part.size or (width and part.shape[1] != width):
-        raise DataError(
-            f"The token cache {target} got {part.dtype} {list(part.shape)}: give integers [n, L] with one L "
-            "throughout."
-        )
-    if part.min() < 0 or part.max() >= vocabulary:
-        raise DataError(
-            f"The token cache {target} got ids {part.min()} to {part.max()}, outside the vocabulary of "
-            f"{vocabulary}: check the tokenizer."
-        )
-    return int(part.shape[1])
-
-
 def _read_header(folder: Path) -> dict[str, Any]:
     if not (folder / HEADER).is_file():
         what = "has no header.json" if folder.is_dir() else "does not exist"
@@ -183,7 +115,7 @@ def _open_shard(
             f"The token file {path} is missing, though its header lists it: copy it again, or make the token "
             "cache again."
         )
-    if verify and _sha256(path) != facts.get("sha256"):
+    if verify and sha256_of(path) != facts.get("sha256"):
         raise DataError(
             f"The token file {path} is not what was written (its checksum differs): copy it again, or make "
             "the token cache again."
@@ -206,21 +138,23 @@ def _open_shard(
     return shard
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's content, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _json(value: object) -> object:
+def plain(value: object) -> object:
+    """As it would come back from JSON: a tuple is a list."""
+    return json.loads(json.dumps(value, default=to_json))
+
+
+def to_json(value: object) -> object:
+    """For json.dumps: numpy's numbers."""
     if isinstance(value, np.integer | np.floating):
         return value.item()
     raise TypeError(f"a token cache header cannot hold {type(value).__name__}")
 
 
-def _plain(value: object) -> object:
-    """As it would come back from JSON: a tuple is a list."""
-    return json.loads(json.dumps(value, default=_json))
-
-
 def _show(value: object) -> str:
-    return json.dumps(_plain(value))
+    return json.dumps(plain(value))

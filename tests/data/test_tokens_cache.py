@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mim_jax.data import DataError, TokenCache, write_token_cache
+from mim_jax.data import DataError, TokenCache, TokenWriter, write_token_cache
 
 HEADER = {
     "tokenizer": "kmeans",
@@ -23,8 +23,17 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (10, 6))
 
 @pytest.fixture
 def cache(tmp_path):
-    write_token_cache(tmp_path / "cache", iter([TOKENS[:4], TOKENS[4:7], TOKENS[7:]]), HEADER)
-    return tmp_path / "cache"
+    return written(tmp_path / "cache")
+
+
+def written(path, order=(0, 1, 2), stop_after=None):
+    """A cache of three shards, each written by a writer of its own; `stop_after` shards it is left as it is."""
+    for shard in order[:stop_after]:
+        writer = TokenWriter(path, HEADER, rows_per_shard=4)
+        writer.write(shard, TOKENS[writer.rows(shard).start : writer.rows(shard).stop])
+    if stop_after is None:
+        writer.finish()
+    return path
 
 
 def test_round_trip_over_shards(cache):
@@ -95,8 +104,7 @@ def test_index_out_of_range(cache):
         (TOKENS - 1, {}, "outside the vocabulary"),
         (TOKENS[:9], {}, "got 9 rows for a source of length 10"),
         (TOKENS.astype(float), {}, "give integers"),
-        (TOKENS[0], {}, "give integers"),
-        ([TOKENS[:5], TOKENS[5:, :4]], {}, "one L throughout"),
+        (TOKENS[0], {}, "got 6 rows"),
     ],
 )
 def test_a_refused_write_leaves_nothing(tmp_path, tokens, change, says):
@@ -112,3 +120,35 @@ def test_writing_needs_a_whole_header_and_a_free_path(cache):
         write_token_cache(
             cache.with_name("other"), TOKENS, {k: v for k, v in HEADER.items() if k != "vocabulary"}
         )
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_an_interrupted_writer_goes_on_to_the_same_bytes(tmp_path, cache, stop_after):
+    other = tmp_path / "other" / "cache"
+    written(other, (2, 0, 1), stop_after)
+    assert not other.exists()
+    (other.with_name(".cache.partial") / ".tokens-00000.npy.77").write_bytes(
+        b"half"
+    )  # a writer killed in the middle
+    writer = TokenWriter(other, HEADER, rows_per_shard=4)
+    assert writer.missing() == sorted((2, 0, 1)[stop_after:])
+    for shard in writer.missing():
+        writer.write(shard, TOKENS[writer.rows(shard).start : writer.rows(shard).stop])
+    writer.finish()
+    files = {file.name: file.read_bytes() for file in cache.iterdir()}
+    assert {file.name: file.read_bytes() for file in other.iterdir()} == files
+
+
+def test_an_unfinished_cache_for_something_else_is_refused(tmp_path):
+    written(tmp_path / "c", stop_after=1)
+    with pytest.raises(DataError, match=r"begun for something else .*tokenizer_fingerprint was abc, is other"):
+        TokenWriter(tmp_path / "c", HEADER | {"tokenizer_fingerprint": "other"}, rows_per_shard=4)
+    with pytest.raises(DataError, match="still lacks 2 of 3 shards"):
+        TokenWriter(tmp_path / "c", HEADER, rows_per_shard=4).finish()
+    writer = TokenWriter(tmp_path / "c", HEADER, rows_per_shard=4)
+    with pytest.raises(DataError, match=r"give integers \[4, L\]"):
+        writer.write(1, TOKENS[:3])
+    writer.write(1, TOKENS[4:8, :5])
+    writer.write(2, TOKENS[8:])
+    with pytest.raises(DataError, match=r"rows of \[5, 6\] ids"):
+        writer.finish()

@@ -1,0 +1,152 @@
+"""Writing a token cache, shard by shard: a writer that is stopped anywhere goes on where it was, and the files are the same.
+
+Shards are written into a folder beside the cache, which is renamed when all are there: a cache is whole or not there at all.
+Several hosts may write shards of one cache on a shared disk; one of them calls `finish`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mim_jax.data.errors import DataError
+from mim_jax.data.tokens_cache import FIELDS, HEADER, plain, sha256_of, to_json
+
+PLAN = "plan.json"
+ROWS_PER_SHARD = 16_384
+
+
+class TokenWriter:
+    """Writes ids of `header["length"]` examples in shards of `rows_per_shard`.
+
+    Raises DataError: a header field is missing, the cache exists, or the unfinished one beside it has another header.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Mapping[str, object],
+        rows_per_shard: int = ROWS_PER_SHARD,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        missing = [field for field in FIELDS if field not in header]
+        if missing:
+            raise DataError(
+                f"The header of the token cache {self.path} lacks {', '.join(missing)}: give every field of "
+                f"{', '.join(FIELDS)}."
+            )
+        if self.path.exists():
+            raise DataError(f"The token cache {self.path} exists already: remove it or choose another path.")
+        self.length, self._rows = int(str(header["length"])), rows_per_shard
+        self.dtype = np.dtype(np.int16 if int(str(header["vocabulary"])) <= 2**15 else np.int32)
+        self._plan: dict[str, Any] = {**dict(plain(header)), "rows_per_shard": rows_per_shard}  # type: ignore[call-overload]
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self._claim()
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.length // self._rows)
+
+    def rows(self, shard: int) -> range:
+        """The examples of a shard."""
+        return range(shard * self._rows, min((shard + 1) * self._rows, self.length))
+
+    def missing(self) -> list[int]:
+        """Shards that are not written yet."""
+        return [shard for shard in range(self.num_shards) if not self._file(shard).exists()]
+
+    def write(self, shard: int, ids: npt.NDArray[Any]) -> None:
+        """Writes the ids [rows, L] of a shard, whole or not at all. Raises DataError where they cannot be right."""
+        if ids.ndim != 2 or len(ids) != len(self.rows(shard)) or ids.dtype.kind not in "iu" or not ids.size:
+            raise DataError(
+                f"Shard {shard} of the token cache {self.path} got {ids.dtype} {list(ids.shape)}: give integers"
+                f" [{len(self.rows(shard))}, L]."
+            )
+        if ids.min() < 0 or ids.max() >= self._plan["vocabulary"]:
+            raise DataError(
+                f"The token cache {self.path} got ids {ids.min()} to {ids.max()}, outside the vocabulary of "
+                f"{self._plan['vocabulary']}: check the tokenizer."
+            )
+        temporary = self.partial / f".{self._file(shard).name}.{os.getpid()}"
+        with temporary.open("wb") as stream:
+            np.save(stream, ids.astype(self.dtype), allow_pickle=False)
+        temporary.replace(self._file(shard))
+
+    def shard(self, shard: int) -> npt.NDArray[Any]:
+        """A shard that is written, memory-mapped."""
+        ids: npt.NDArray[Any] = np.load(self._file(shard), mmap_mode="r", allow_pickle=False)
+        return ids
+
+    def finish(self) -> None:
+        """Writes the header and gives the cache its name. Raises DataError where a shard is missing or of another width."""
+        if absent := self.missing():
+            raise DataError(
+                f"The token cache {self.path} still lacks {len(absent)} of {self.num_shards} shards."
+            )
+        files = [self._file(shard) for shard in range(self.num_shards)]
+        widths = {self.shard(shard).shape[1] for shard in range(self.num_shards)}
+        if len(widths) != 1:
+            raise DataError(
+                f"The shards of the token cache {self.path} have rows of {sorted(widths)} ids: make it again."
+            )
+        shards = {
+            file.name: {"rows": len(self.rows(shard)), "sha256": sha256_of(file)}
+            for shard, file in enumerate(files)
+        }
+        header = {key: value for key, value in self._plan.items() if key != "rows_per_shard"}
+        header |= {"dtype": self.dtype.name, "tokens": widths.pop(), "shards": shards}
+        (self.partial / HEADER).write_text(json.dumps(header, indent=2))
+        for left in (
+            *self.partial.glob(".*"),
+            self.partial / PLAN,
+        ):  # of writers that were killed, and the plan
+            left.unlink()
+        self.partial.rename(self.path)
+
+    def _file(self, shard: int) -> Path:
+        return self.partial / f"tokens-{shard:05d}.npy"
+
+    def _claim(self) -> None:
+        """Begins, or goes on with, the folder of the unfinished cache."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        plan = self.partial / PLAN
+        if not plan.exists():
+            temporary = self.partial / f".{PLAN}.{os.getpid()}"
+            temporary.write_text(json.dumps(self._plan, indent=2, default=to_json))
+            temporary.replace(plan)
+            return
+        begun = json.loads(plan.read_text())
+        changed = [key for key in {**begun, **self._plan} if begun.get(key) != self._plan.get(key)]
+        if changed:
+            facts = "; ".join(f"{key} was {begun.get(key)}, is {self._plan.get(key)}" for key in changed)
+            raise DataError(
+                f"The unfinished token cache {self.partial} was begun for something else ({facts}): remove it, or choose"
+                " another path."
+            )
+
+
+def write_token_cache(
+    path: str | os.PathLike[str], tokens: npt.ArrayLike, header: Mapping[str, object]
+) -> None:
+    """Writes a cache whose ids [n, L] are all at hand, all or nothing; header: FIELDS.
+
+    Raises DataError: as `TokenWriter`, or the length is not the source's.
+    """
+    ids = np.asarray(tokens)
+    writer = TokenWriter(path, header)
+    try:
+        if len(ids) != writer.length:
+            raise DataError(
+                f"The token cache {path} got {len(ids)} rows for a source of length {writer.length}: give "
+                "one row for each example."
+            )
+        for shard in range(writer.num_shards):
+            writer.write(shard, ids[writer.rows(shard).start : writer.rows(shard).stop])
+        writer.finish()
+    finally:
+        shutil.rmtree(writer.partial, ignore_errors=True)
