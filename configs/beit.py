@@ -75,7 +75,7 @@ def imagenet() -> ml_collections.ConfigDict:
     config.data.batch_size = 2048
     config.augment.crop = "centre_square"
     config.augment.flip = False
-    config.method.tokenizer = "cache"
+    config.method.tokenizer = "dalle"
     config.method.num_masked = 75
     config.optim.lr = 1.5e-3
     config.schedule.epochs = 800.0

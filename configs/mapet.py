@@ -86,7 +86,7 @@ def imagenet() -> ml_collections.ConfigDict:
     config = presets.imagenet(recipe())
     config.data.batch_size = 2048
     config.augment.crop = "centre_square"
-    config.method.tokenizer = "cache"
+    config.method.tokenizer = "kclip"
     config.optim.lr = 1.5e-3
     config.schedule.epochs = 300.0
     config.schedule.warmup_epochs = 10.0

@@ -79,7 +79,7 @@ def prepare(
 ) -> tuple[Method, Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
     """The method, a function that makes one update, one that only corrupts, and one that runs all passes."""
     config = override(load(spec), {"data.batch_size": batch_size})
-    if config.method.get("tokenizer") == "cache":
+    if config.method.get("tokenizer", "pixels") != "pixels" and not config.method.weights:
         override(config, {"method.tokens": "random ids"})
     resolved = resolve(
         check(config), num_examples=EXAMPLES, num_devices=jax.device_count(), platform=jax.default_backend()
@@ -96,6 +96,7 @@ def prepare(
         for one in method.passes
         if one.on_device
     }
+    artefacts |= method.frozen
     state = create_state(method, optimiser, artefacts, ema=bool(resolved.optim.ema), mesh=mesh)
     update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, 1000.0)
     keys = example_keys(0, Purpose.CORRUPT, batch["draw"], batch["index"])
@@ -128,6 +129,8 @@ def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:
         "label": np.zeros(count, np.int32),
         "valid": np.ones(count, bool),
     }
+    if size := method.input_spec.teacher:
+        batch["teacher"] = random.integers(0, 256, (count, *size, 3)).astype(np.uint8)
     if "tokens" in method.input_spec.extras:
         vocabulary = method.config.method["vocabulary"]
         batch["tokens"] = random.integers(0, vocabulary, (count, method.vit.num_patches)).astype(np.int32)

@@ -48,15 +48,15 @@ class Run:
         Raises:
             ValueError: in one sentence.
         """
-        vit = self.method.vit
-        if not (layer == -1 or 0 <= layer < vit.depth):
+        net = self.method.net
+        if not (layer == -1 or 0 <= layer < net.depth):
             raise ValueError(
-                f"layer must be -1 (after the final norm) or a block in 0..{vit.depth - 1}, got {layer}"
+                f"layer must be -1 (after the final norm) or a block in 0..{net.depth - 1}, got {layer}"
             )
-        if pool not in POOLS or (pool == "cls" and not vit.cls):
-            known = "mean or cls" if vit.cls else "mean (this model has no CLS token)"
+        if pool not in POOLS or (pool == "cls" and not net.prefix):
+            known = "mean or cls" if net.prefix else "mean (this model has no CLS token)"
             raise ValueError(f"pool must be {known}, got {pool!r}")
-        batch = _checked(images, vit.image_size)
+        batch = _checked(images, net.image_size)
         single = batch.ndim == 3
         made = self._encode(self.params, batch[None] if single else batch, layer=layer, pool=pool)
         return made[0] if single else made

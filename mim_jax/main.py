@@ -4,23 +4,30 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from mim_jax import gallery, pretrain
+from mim_jax import fit_tokenizer, gallery, pretrain
+from mim_jax.analysis import job as analysis
 from mim_jax.config.check import ConfigError, check, one_of
 from mim_jax.config.flags import explain, nearest_config_file
+from mim_jax.config.schema import Config
 from mim_jax.data import DataError
 from mim_jax.methods import check_options
 from mim_jax.training import distributed
 from mim_jax.training.checkpoints import CheckpointError
 from mim_jax.training.watching.watch import Diverged
 
-TASKS = {"pretrain": pretrain.run, "gallery": gallery.run}
-"""config.task -> (configuration, directory) -> exit code."""
+TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, Path], int]]] = {
+    "pretrain": (check_options, pretrain.run),
+    "gallery": (check_options, gallery.run),
+    "tokenizer": (fit_tokenizer.check_job, fit_tokenizer.run),
+    "analyze": (analysis.check_job, analysis.run),
+}
+"""config.task -> (what checks its options, what runs it: (configuration, directory) -> exit code)."""
 
 USAGE = """python -m mim_jax.main --config=configs/FILE.py[:PRESET] [--workdir=DIR] [--overwrite] [--config.KEY=VALUE ...]
 
@@ -75,12 +82,13 @@ def run(argv: Sequence[str]) -> int:
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}: options are written --config.key=value")
         config = check(flags.FLAGS.config)
-        check_options(config)
+        check_task, run_task = TASKS[one_of("config.task", config.task, TASKS)]
+        check_task(config)
         workdir = Path(flags.FLAGS.workdir or default_workdir(_config_flag(argv)))
         distributed.join()
         if flags.FLAGS.overwrite and workdir.exists():
             _delete_run(workdir)
-        return TASKS[one_of("config.task", config.task, TASKS)](config, workdir)
+        return run_task(config, workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"mim_jax: {error}", file=sys.stderr)
         return USAGE_ERROR

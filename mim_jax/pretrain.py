@@ -17,6 +17,7 @@ from mim_jax.config.schema import Config, resolved
 from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, open_source, place
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
+from mim_jax.tokenizers.tokenizer import opened
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.heldout import HeldOut
 from mim_jax.training.inherit import inherit, with_encoder_of
@@ -162,14 +163,18 @@ def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
     """What the batch holds beside the images: token ids from a cache that must belong to this very run."""
     if "tokens" not in method.input_spec.extras:
         return {}
+    options = method.config.method
     expect = dict(
-        vocabulary=method.config.method["vocabulary"],
-        grid=list(method.vit.grid),
+        tokenizer=options["tokenizer"],
+        vocabulary=options["vocabulary"],
+        grid=list(method.net.grid),
         view=method.input_spec.crop,
         length=len(source),
         source_fingerprint=source.fingerprint,
     )
-    return {"tokens": TokenCache.open(method.config.method["tokens"], expect=expect).__getitem__}
+    if options["weights"]:
+        expect["tokenizer_fingerprint"] = opened(options["tokenizer"], options["weights"]).fingerprint
+    return {"tokens": TokenCache.open(options["tokens"], expect=expect).__getitem__}
 
 
 def _eval_batches(

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mim_jax.compare.calibration import calibration, calibration_key, in_seconds
 from mim_jax.compare.control import Stop, locked, say
@@ -24,7 +24,7 @@ from mim_jax.compare.stages import Job, cell, evaluation, own_length, pretrainin
 from mim_jax.compare.table import Table
 from mim_jax.compare.work import Work
 from mim_jax.config.check import ConfigError
-from mim_jax.config.files import load, override
+from mim_jax.config.files import assignments, load, override
 from mim_jax.training.shutdown import EXIT_AGAIN
 
 FAILURES, USAGE_ERROR = 1, 2
@@ -48,12 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at a time")
     options, others = parser.parse_known_args(argv)
-    values: dict[str, Any] = {}
-    for argument in others:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise ConfigError(f"unexpected argument {argument!r}: options are written --config.key=value")
-        values[key] = value
+    values = assignments(others)
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs} must be at least 1")
     return read_protocol(override(load(options.config), values)), options.workdir, options.jobs

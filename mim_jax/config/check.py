@@ -111,10 +111,16 @@ def _to_config_dict(cls: Any) -> ml_collections.ConfigDict:
             out[field.name] = ml_collections.ConfigDict()
         elif default is None:
             kind = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-            out[field.name] = config_dict.placeholder(kind)
+            out[field.name] = config_dict.placeholder(typing.get_origin(kind) or kind)
         else:
             out[field.name] = default
     return out.lock()
+
+
+def with_job(config: ml_collections.ConfigDict, task: str, options: type) -> None:
+    """Sets the task of a configuration that trains nothing, and its section `job` to the defaults of its options."""
+    with config.unlocked():
+        config.task, config.job = task, _to_config_dict(options)
 
 
 def with_options(config: ml_collections.ConfigDict, name: str, options: type) -> None:

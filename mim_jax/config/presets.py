@@ -53,10 +53,9 @@ def small_sets(cifar10: Make) -> dict[str, Make]:
 
 
 def imagenet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """ViT-B/16 on ImageNet-1k at 224 px, and how often a run of that length evaluates, logs and saves."""
+    """ViT-B/16 (by default) on ImageNet-1k at 224 px, and how often a run of that length evaluates, logs and saves."""
     config.data.source = "tfds:imagenet2012"
     config.model.variant = "b"
-    config.model.image_size, config.model.patch = 224, 16
     config.eval.every_steps = 12500
     config.log.every_steps = 50
     config.checkpoint.every_steps = 2500

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mim_jax.config.check import ConfigError, one_of
-from mim_jax.config.schema import Config, Mesh, Model
+from mim_jax.config.schema import Config, Mesh, Model, resolved
 
 VARIANTS: dict[str, dict[str, int]] = {
     "mu": dict(width=32, depth=2, heads=2),  # tests
@@ -15,6 +15,9 @@ VARIANTS: dict[str, dict[str, int]] = {
     "l": dict(width=1024, depth=24, heads=16),
     "h": dict(width=1280, depth=32, heads=16),
 }
+
+SWINS = ("swinv2_mu", "swinv2_nano", "swinv2_t", "swinv2_s", "swinv2_b", "swinv2_l", "swinv2_h")
+"""Their sizes: models/swin.py."""
 
 
 def resolve(config: Config, *, num_examples: int, num_devices: int, platform: str) -> Config:
@@ -36,12 +39,13 @@ def resolve(config: Config, *, num_examples: int, num_devices: int, platform: st
 
 def resolve_model(model: Model, platform: str) -> Model:
     """Width, depth and heads from the variant; the computation's dtype from the platform; sizes checked."""
-    sizes = VARIANTS[one_of("config.model.variant", model.variant, VARIANTS)]
-    size = (model.image_size, model.image_size) if isinstance(model.image_size, int) else model.image_size
-    if model.patch < 1 or any(side < 1 or side % model.patch for side in size):
+    one_of("config.model.variant", model.variant, (*VARIANTS, *SWINS))
+    model = _usual(model)
+    patch, size = resolved(model.patch), image_size(model)
+    if patch < 1 or any(side < 1 or side % patch for side in size):
         raise ConfigError(
-            f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={model.patch}; the nearest"
-            f" is {max(1, round(size[0] / max(model.patch, 1))) * model.patch}"
+            f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={patch}; the nearest"
+            f" is {max(1, round(size[0] / max(patch, 1))) * patch}"
         )
     one_of("config.model.positions", model.positions, ("learned", "sincos_2d", "sincos_1d", "none"))
     one_of("config.model.relative_bias", model.relative_bias, ("none", "shared", "per_block"))
@@ -49,15 +53,43 @@ def resolve_model(model: Model, platform: str) -> Model:
     one_of("config.model.remat", model.remat, ("none", "block", "dots"))
     one_of("config.model.attention", model.attention, ("auto", "xla", "cudnn"))
     one_of("config.model.dtype", model.dtype, ("auto", "float32", "bfloat16"))
-    width, heads = model.width or sizes["width"], model.heads or sizes["heads"]
-    filled = dataclasses.replace(
+    dtype = model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16")
+    model = dataclasses.replace(model, image_size=size, dtype=dtype)
+    return _resolve_swin(model) if model.variant in SWINS else _resolve_vit(model, platform)
+
+
+def image_size(model: Model) -> tuple[int, int]:
+    """(height, width) of the encoder's input."""
+    size = model.image_size
+    return (size, size) if isinstance(size, int) else resolved(size)
+
+
+def _usual(model: Model) -> Model:
+    """Fills in what the papers' networks of that family have."""
+    patch, size, eps = (4, 192, 1e-5) if model.variant in SWINS else (16, 224, 1e-6)
+    return dataclasses.replace(
         model,
-        image_size=size,
-        width=width,
-        depth=model.depth or sizes["depth"],
-        heads=heads,
-        dtype=model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16"),
+        patch=patch if model.patch is None else model.patch,
+        image_size=size if model.image_size is None else model.image_size,
+        norm_eps=eps if model.norm_eps is None else model.norm_eps,
     )
+
+
+def _resolve_swin(model: Model) -> Model:
+    for key in ("width", "depth", "heads"):
+        if getattr(model, key) is not None:
+            raise ConfigError(
+                f"config.model.{key} is a ViT's; a Swin's sizes follow from config.model.variant={model.variant}"
+            )
+    if model.window < 1:
+        raise ConfigError(f"config.model.window={model.window} must be at least 1 token")
+    return model
+
+
+def _resolve_vit(model: Model, platform: str) -> Model:
+    sizes = VARIANTS[model.variant]
+    width, heads = model.width or sizes["width"], model.heads or sizes["heads"]
+    filled = dataclasses.replace(model, width=width, depth=model.depth or sizes["depth"], heads=heads)
     if width % heads:
         raise ConfigError(
             f"config.model.width={width} cannot be split into config.model.heads={heads} equal heads"

@@ -19,20 +19,29 @@ def resolved(value: T | None) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    variant: str = "ti"  # mu | nano | ti | s | b | l | h: width, depth and heads
+    variant: str = "ti"  # mu | nano | ti | s | b | l | h: width, depth and heads; swinv2_t | swinv2_s | swinv2_b | swinv2_l | swinv2_h
     width: int | None = None  # overrides the variant's
     depth: int | None = None
     heads: int | None = None
-    patch: int = 16  # pixels
-    image_size: int | tuple[int, int] = 224  # side, or in a config file (height, width), in pixels
+    patch: int | None = None  # pixels; None = 16, of a Swin 4
+    image_size: int | tuple[int, int] | None = (
+        None  # side, or in a config file (height, width), in pixels; None = 224, of a Swin 192
+    )
     mlp_ratio: float = 4.0
     positions: str = "learned"  # learned | sincos_2d | sincos_1d | none
     relative_bias: str = "none"  # none | shared | per_block
     cls: bool = True
     layer_scale: float | None = None  # initial value; None = no LayerScale
     qkv_bias: str = "qkv"  # qkv | qv | none
+    window: int = 12  # Swin: side of a window in tokens; where the map is smaller, the map
+    pretrained_windows: tuple[int, ...] | None = (
+        None  # Swin: windows that the position bias was learnt in; None = window
+    )
     drop_path: float = 0.0
-    norm_eps: float = 1e-6
+    norm_eps: float | None = None  # None = 1e-6, of a Swin 1e-5
+    pre_norm: bool = False  # a LayerNorm before block 0 (CLIP)
+    activation: str = "gelu"  # gelu | quick_gelu (CLIP)
+    patch_bias: bool = True  # of the patch projection
     remat: str = "none"  # none | block | dots
     attention: str = "auto"  # auto | xla | cudnn
     dtype: str = "auto"  # auto (bfloat16 on an accelerator, float32 on CPU) | float32 | bfloat16
@@ -132,11 +141,12 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. `method` is {"name": ..., and that method's options}."""
+    """One run. `method` is {"name": ..., and that method's options}; `job` holds the options of a task that trains nothing."""
 
-    task: str = "pretrain"  # pretrain | gallery
+    task: str = "pretrain"  # pretrain | gallery | tokenizer
     seed: int = 0
     method: dict[str, Any] = dataclasses.field(default_factory=dict)
+    job: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: Model = Model()
     data: Data = Data()
     augment: Augment = Augment()
@@ -146,4 +156,6 @@ class Config:
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init: str | None = None  # a run's directory to take the encoder from; None = random
+    init: str | None = (
+        None  # what to take the encoder from: a run's directory, or a ViT as FILE.safetensors; None = random
+    )

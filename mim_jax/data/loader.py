@@ -122,6 +122,7 @@ def evaluation_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    first: int = 0,
     limit: int | None = None,
     threads: int = 0,
     seed: int = 0,
@@ -130,7 +131,7 @@ def evaluation_batches(
     """Every example once, in source order: draw is 0, nothing is mirrored, the last batch is padded with
     example 0 and valid=False.
 
-    limit: the first so many examples. seed: only a random crop depends on it, and is then a function of the
+    first: number of the first example. limit: at most so many examples. seed: only a random crop depends on it, and is then a function of the
     index. All hosts get the same number of batches.
     """
     if spec.flip:
@@ -140,17 +141,17 @@ def evaluation_batches(
         )
     check_extras(spec, extras or {}, source)
     part = host_slice(batch_size, process_index, process_count)
-    count = len(source) if limit is None else min(limit, len(source))
-    return _evaluate(Crew(source, spec, extras or {}, threads), count, batch_size, part, seed)
+    end = len(source) if limit is None else min(first + limit, len(source))
+    return _evaluate(Crew(source, spec, extras or {}, threads), range(first, end), batch_size, part, seed)
 
 
 def _evaluate(
-    crew: Crew, count: int, batch_size: int, part: slice, seed: int
+    crew: Crew, examples: range, batch_size: int, part: slice, seed: int
 ) -> Generator[HostBatch, None, None]:
     def requests() -> Iterator[Request]:
-        for start in range(0, count, batch_size):
+        for start in range(examples.start, examples.stop, batch_size):
             index = np.arange(start + part.start, start + part.stop, dtype=np.int64)
-            valid = index < count
+            valid = index < examples.stop
             yield Request(np.where(valid, index, 0), np.zeros_like(index), valid, seed)
 
     try:

@@ -1,4 +1,4 @@
-"""From each host's part of a batch to global device arrays."""
+"""From each host's part of a batch to device arrays: of all hosts, or of one."""
 
 import jax
 import numpy as np
@@ -9,3 +9,17 @@ def place(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict
     rows."""
     make = jax.make_array_from_process_local_data
     return {key: make(sharding, value) for key, value in batch.items()}
+
+
+class OwnDevices:
+    """This host's devices, for work that hosts do each on its own: rows divided over them, parameters whole on each."""
+
+    def __init__(self) -> None:
+        self._devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(self._devices), ("data",))
+        self.rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self.whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def divisible(self, batch_size: int) -> int:
+        """The batch size, or the next larger one that the devices can share."""
+        return -(-batch_size // len(self._devices)) * len(self._devices)

@@ -18,7 +18,6 @@ from mim_jax.data.errors import DataError
 from mim_jax.data.tokens_cache import FIELDS, HEADER, plain, sha256_of, to_json
 
 PLAN = "plan.json"
-ROWS_PER_SHARD = 16_384
 
 
 class TokenWriter:
@@ -31,7 +30,7 @@ class TokenWriter:
         self,
         path: str | os.PathLike[str],
         header: Mapping[str, object],
-        rows_per_shard: int = ROWS_PER_SHARD,
+        rows_per_shard: int = 2**17,
     ) -> None:
         self.path = Path(path).expanduser()
         missing = [field for field in FIELDS if field not in header]

@@ -13,11 +13,13 @@ from mim_jax.config.schema import Config
 from mim_jax.corruptions.mixing import mix, one_hot, random_erasing
 from mim_jax.corruptions.randaugment import rand_augment
 from mim_jax.data import InputSpec
-from mim_jax.methods.flops import dense_flops, plain_flops
+from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Pass, Terms, View
 from mim_jax.methods.rules import Rules, normal, ones, truncated_normal, vit_layers, xavier_uniform, zeros
+from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init, swin_layers
 from mim_jax.models.classifier import Classifier, Probe, running
-from mim_jax.models.vit import Params
+from mim_jax.models.swin import SwinConfig
+from mim_jax.models.vit import Params, ViTConfig
 from mim_jax.targets.pixels import patchify
 
 FEATURES = "features"
@@ -59,13 +61,13 @@ class Classify(Method):
                 "config.method.mixup, cutmix and label_smoothing are for one label an image; these images have several:"
                 " set all three to 0"
             )
-        if options.pool == "cls" and not self.vit.cls:
+        if options.pool == "cls" and not self.net.prefix:
             raise ConfigError("config.method.pool=cls, but the encoder has no CLS token: use mean")
-        if not -1 <= options.layer < self.vit.depth:
+        if not -1 <= options.layer < self.net.depth:
             raise ConfigError(
-                f"config.method.layer={options.layer}: give -1, or a block in 0..{self.vit.depth - 1}"
+                f"config.method.layer={options.layer}: give -1, or a block in 0..{self.net.depth - 1}"
             )
-        if not options.probe and options.pool == "mean":
+        if not options.probe and options.pool == "mean" and isinstance(self.net, ViTConfig):
             self.fresh = ("encoder/norm/",)
         fixed = config.augment.crop != "random_resized" and not config.augment.flip
         self.cached = (
@@ -75,13 +77,29 @@ class Classify(Method):
     @property
     def module(self) -> Classifier | Probe:
         if self.options.probe:
-            return Probe(self.vit, self.num_classes)
-        return Classifier(self.vit, self.num_classes, self.options.pool)
+            return Probe(self.net, self.num_classes, self.width)
+        return Classifier(self.net, self.num_classes, self.options.pool)
+
+    @property
+    def width(self) -> int:
+        """Channels of what a probe reads."""
+        if self.options.layer >= 0 and isinstance(self.net, SwinConfig):
+            return self.net.widths[self.net.stage_of[self.options.layer]]
+        return self.net.features
 
     @property
     def rules(self) -> Rules:
         """The encoder as in MAE; kernels decay, tokens, positions and one-dimensional parameters do not."""
         head = truncated_normal(self.options.head_std, 2.0)
+        frozen = ((r"^encoder/", self.options.probe), (r".", False))
+        if isinstance(self.net, SwinConfig):
+            return Rules(
+                init=((r"^head/kernel$", head), *swin_init(self.net)),
+                decay=SWIN_DECAY,
+                frozen=frozen,
+                layers=swin_layers(self.net),
+                last_layer=self.net.depth + 1,
+            )
         return Rules(
             init=(
                 (r"^head/kernel$", head),
@@ -92,7 +110,7 @@ class Classify(Method):
                 (r"(bias|table)$", zeros),
             ),
             decay=((r"kernel$", True), (r".", False)),
-            frozen=((r"^encoder/", self.options.probe), (r".", False)),
+            frozen=frozen,
             layers=vit_layers(self.vit.depth),
             last_layer=self.vit.depth + 1,
         )
@@ -123,7 +141,7 @@ class Classify(Method):
                 due=lambda epoch: epoch == -1,
                 input_spec=dataclasses.replace(super().input_spec, extras=()),
                 compute=lambda params, batch: self.features(params, self.clean_patches(batch["image"])),
-                shape=(self.vit.width,),
+                shape=(self.width,),
                 dtype="float32",
                 initial=0.0,
                 saved=False,
@@ -132,7 +150,7 @@ class Classify(Method):
 
     def prepare(self, images: object) -> Artefacts:
         """Running statistics of the probe's batch normalisation."""
-        width = self.vit.width
+        width = self.width
         return {"mean": jnp.zeros(width), "variance": jnp.ones(width)} if self.options.probe else {}
 
     def collect(self, artefacts: Artefacts, outputs: Outputs) -> Artefacts:
@@ -159,7 +177,7 @@ class Classify(Method):
             images, targets = mix(
                 jax.random.fold_in(keys[0], 6), images, targets, mixup_alpha=o.mixup, cutmix_alpha=o.cutmix
             )
-        return {"images": patchify(images, self.vit.patch), "targets": targets}
+        return {"images": patchify(images, self.net.patch), "targets": targets}
 
     def augmented(self, keys: jax.Array, images: jax.Array) -> jax.Array:
         """RandAugment on images in [0, 1]. One by one on a CPU, where computing every branch costs ten times as much."""
@@ -218,9 +236,12 @@ class Classify(Method):
 
     def flops(self) -> float:
         """A probe's encoder runs forward only: a third; with cached features not at all."""
-        head = dense_flops(1, self.vit.width, self.num_classes)
-        embed = dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
-        encoder = embed + plain_flops(self.vit, self.vit.num_slots)
+        net = self.net
+        head = dense_flops(1, self.width, self.num_classes)
+        embed = dense_flops(net.num_patches, 3 * net.patch**2, net.width, first=True)
+        encoder = embed + (
+            swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_slots)
+        )
         if self.options.probe:
             return head + (0.0 if self.cached else encoder / 3)
         return head + encoder

@@ -7,6 +7,7 @@ ViT-S; tests hold the sum to XLA's own count.
 
 from mim_jax.models.bands import last_rows
 from mim_jax.models.encoder_decoder import DecoderConfig
+from mim_jax.models.swin import SwinConfig
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 
@@ -36,6 +37,23 @@ def plain_flops(vit: ViTConfig, rows: int, outputs: int | None = None) -> float:
     """All blocks of a ViT on `rows` tokens; the last one updates `outputs` of them (None = all)."""
     last = block_flops(vit, rows=rows if outputs is None else outputs, keys=rows)
     return (vit.depth - 1) * block_flops(vit, rows=rows, keys=rows) + last
+
+
+def swin_flops(net: SwinConfig) -> float:
+    """All blocks and mergings of a Swin; windows are counted with their padding, which is computed."""
+    total = 0.0
+    for plan, stage in zip(net.plans, net.stage_of, strict=True):
+        width, tokens = net.widths[stage], net.maps[stage][0] * net.maps[stage][1]
+        window = plan.window[0] * plan.window[1]
+        inside = plan.count * window
+        total += (
+            dense_flops(inside, width, 4 * width)  # q, k, v and the output projection
+            + 2 * dense_flops(1, inside * window, width)
+            + 2 * dense_flops(tokens, width, int(width * net.mlp_ratio))
+        )
+    for stage, (rows, columns) in enumerate(net.maps[1:]):
+        total += dense_flops(rows * columns, 4 * net.widths[stage], 2 * net.widths[stage])
+    return total
 
 
 def encoder_decoder_flops(

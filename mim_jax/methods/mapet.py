@@ -24,7 +24,7 @@ from mim_jax.corruptions.permutation import attention_masks, draw_order, ranks, 
 from mim_jax.methods.flops import dense_flops, two_stream_flops
 from mim_jax.methods.mim import Mim, MimOptions
 from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
-from mim_jax.methods.token_method import TokenMethod, labels_at
+from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
 from mim_jax.methods.token_picture import token_picture
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import Params
@@ -34,15 +34,11 @@ OBJECTIVES = ("mapet", "pim", "full_pim", "grouped", "mim")
 
 
 @dataclasses.dataclass(frozen=True)
-class MapetOptions:
+class MapetOptions(TokenOptions):
     objective: str = "mapet"  # mapet | pim | full_pim | grouped | mim
     context: int | None = None  # slots, CLS included; None = 1 + round(L / 4)
     groups: int = 4  # of targets; grouped only
     masking: str = "random"  # random | block; mim only
-    tokenizer: str = "pixels"  # pixels (k-means over patch pixels, fitted at the start) | cache (see tokens)
-    vocabulary: int = 8192
-    kmeans_patches: int = 200_000  # the k-means sees at most so many patches
-    tokens: str = ""  # directory of a token cache
 
 
 def build(config: Config, options: MapetOptions) -> TokenMethod:
@@ -56,10 +52,7 @@ def build(config: Config, options: MapetOptions) -> TokenMethod:
         MimOptions(
             masking=options.masking,
             num_masked=mapet.num_targets,
-            tokenizer=options.tokenizer,
-            vocabulary=options.vocabulary,
-            kmeans_patches=options.kmeans_patches,
-            tokens=options.tokens,
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(TokenOptions)},
         ),
     )
 
@@ -70,13 +63,7 @@ class Mapet(TokenMethod):
     name = "mapet"
 
     def __init__(self, config: Config, options: MapetOptions) -> None:
-        super().__init__(
-            config,
-            vocabulary=options.vocabulary,
-            tokenizer=options.tokenizer,
-            tokens=options.tokens,
-            kmeans_patches=options.kmeans_patches,
-        )
+        super().__init__(config, options)
         self.options = options
         slots = 1 + self.vit.num_patches
         if not self.vit.cls:

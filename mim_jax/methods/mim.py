@@ -10,21 +10,17 @@ from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import block_mask, masked_first, random_mask
 from mim_jax.methods.flops import dense_flops, plain_flops
 from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
-from mim_jax.methods.token_method import TokenMethod, labels_at
+from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
 from mim_jax.methods.token_picture import token_picture
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
 
 
 @dataclasses.dataclass(frozen=True)
-class MimOptions:
+class MimOptions(TokenOptions):
     masking: str = "random"  # random | block (BEiT's rectangles, topped up with random patches)
     num_masked: int | None = None  # None = 75 %
     min_block: int = 16  # patches; block masking only
-    tokenizer: str = "pixels"  # pixels (k-means over patch pixels, fitted at the start) | cache (see tokens)
-    vocabulary: int = 8192
-    kmeans_patches: int = 200_000  # the k-means sees at most so many patches
-    tokens: str = ""  # directory of a token cache
 
 
 class Mim(TokenMethod):
@@ -33,13 +29,7 @@ class Mim(TokenMethod):
     name = "mim"
 
     def __init__(self, config: Config, options: MimOptions) -> None:
-        super().__init__(
-            config,
-            vocabulary=options.vocabulary,
-            tokenizer=options.tokenizer,
-            tokens=options.tokens,
-            kmeans_patches=options.kmeans_patches,
-        )
+        super().__init__(config, options)
         length = self.vit.num_patches
         self.options = options
         self.num_masked = options.num_masked if options.num_masked is not None else round(0.75 * length)

@@ -52,8 +52,10 @@ def put(patches: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def draw(method: Method, patches: Any) -> np.ndarray:
-    """Normalised patches [B, L, p p 3] as uint8 images."""
-    return draw_images(method, unpatchify(jnp.asarray(patches), method.vit.grid))
+    """Normalised patches [B, L, p p 3], of any side p that divides the image, as uint8 images."""
+    side = round((patches.shape[-1] / 3) ** 0.5)
+    height, width = method.net.image_size
+    return draw_images(method, unpatchify(jnp.asarray(patches), (height // side, width // side)))
 
 
 def draw_images(method: Method, images: jax.Array) -> np.ndarray:

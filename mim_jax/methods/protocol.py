@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.config.schema import Config, resolved
+from mim_jax.config.check import ConfigError
+from mim_jax.config.schema import Config
 from mim_jax.corruptions.colour import jitter
 from mim_jax.data import InputSpec
+from mim_jax.methods.networks import encoder_config
 from mim_jax.methods.rules import Rules, init_by_rules
 from mim_jax.models.vit import Params, ViTConfig
 from mim_jax.targets.pixels import flip_where, normalise, patchify, to_unit
@@ -111,7 +113,17 @@ class Method(abc.ABC):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.vit = vit_config(config)
+        self.net = encoder_config(config)
+
+    @property
+    def vit(self) -> ViTConfig:
+        """The encoder, for methods that need a ViT. Raises ConfigError where it is none."""
+        if not isinstance(self.net, ViTConfig):
+            raise ConfigError(
+                f"config.method.name={self.name} needs a ViT, but config.model.variant={self.config.model.variant} is a Swin:"
+                " choose a ViT, or the method simmim or classify"
+            )
+        return self.net
 
     # The three.
 
@@ -159,7 +171,7 @@ class Method(abc.ABC):
         """What it asks of the data: the view of the training images."""
         augment = self.config.augment
         return InputSpec(
-            size=self.vit.image_size,
+            size=self.net.image_size,
             crop=augment.crop,
             scale=augment.scale,
             ratio=augment.ratio,
@@ -175,12 +187,12 @@ class Method(abc.ABC):
     @property
     def feature_spec(self) -> InputSpec:
         """The view of images that `encode` is given: of the encoder's size."""
-        return dataclasses.replace(self.eval_spec, size=self.vit.image_size)
+        return dataclasses.replace(self.eval_spec, size=self.net.image_size, teacher=None)
 
     def example_patches(self) -> jax.Array:
         """Patches of one blank image, to initialise with."""
-        height, width = self.vit.image_size
-        return patchify(jnp.zeros((1, height, width, 3), jnp.float32), self.vit.patch)
+        height, width = self.net.image_size
+        return patchify(jnp.zeros((1, height, width, 3), jnp.float32), self.net.patch)
 
     def init_params(self, key: jax.Array) -> Params:
         """Fresh parameters, each by its rule and a key of its own name."""
@@ -190,6 +202,16 @@ class Method(abc.ABC):
     def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
         """Artefacts to start with. `images()` yields the training images once, uint8 [b, H, W, 3], in `feature_spec`."""
         return {}
+
+    @property
+    def frozen(self) -> Artefacts:
+        """Artefacts that never change and are not in checkpoints: weights from a file, read again where a run goes on."""
+        return {}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the start, a line each."""
+        return ()
 
     def collect(self, artefacts: Artefacts, outputs: Outputs) -> Artefacts:
         """The artefacts after a training batch (or a part of it): running statistics."""
@@ -211,7 +233,7 @@ class Method(abc.ABC):
         """`encode` of normalised patches [B, L, p p 3]."""
         made = self.module.apply({"params": params}, patches, method=_encoder_layers)
         layers, final = cast(tuple[list[jax.Array], jax.Array], made)
-        return Features(layers, final, self.vit.prefix)
+        return Features(layers, final, self.net.prefix)
 
     def held_out(self, params: Params, batch: Batch) -> Batch:
         """A held-out batch with what only training batches bring along (AMT: rows of its bank)."""
@@ -240,43 +262,14 @@ class Method(abc.ABC):
 
     def network_patches(self, keys: jax.Array, batch: Batch) -> jax.Array:
         """The batch's images as the network reads them, in patches [B, L, p p 3]."""
-        return patchify(self.network_images(keys, self.clean_images(batch)), self.vit.patch)
+        return patchify(self.network_images(keys, self.clean_images(batch)), self.net.patch)
 
     def clean_patches(self, images: jax.Array) -> jax.Array:
         """Images, uint8 or in [0, 1], normalised and cut into patches."""
         return patchify(
-            normalise(to_unit(images), self.config.data.mean, self.config.data.std), self.vit.patch
+            normalise(to_unit(images), self.config.data.mean, self.config.data.std), self.net.patch
         )
 
 
 def _encoder_layers(module: Any, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     return module.encoder.layers(patches)
-
-
-def image_size(config: Config) -> tuple[int, int]:
-    """(height, width) of the encoder's input."""
-    size = config.model.image_size
-    return (size, size) if isinstance(size, int) else size
-
-
-def vit_config(config: Config) -> ViTConfig:
-    """The encoder that a resolved configuration describes."""
-    m = config.model
-    return ViTConfig(
-        image_size=image_size(config),
-        patch=m.patch,
-        width=resolved(m.width),
-        depth=resolved(m.depth),
-        heads=resolved(m.heads),
-        mlp_ratio=m.mlp_ratio,
-        positions=m.positions,
-        relative_bias=m.relative_bias,
-        cls=m.cls,
-        layer_scale=m.layer_scale,
-        qkv_bias=m.qkv_bias,
-        drop_path=m.drop_path,
-        norm_eps=m.norm_eps,
-        remat=m.remat,
-        attention=m.attention,
-        dtype=None if m.dtype == "float32" else jnp.dtype(m.dtype),
-    )

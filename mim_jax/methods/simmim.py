@@ -1,4 +1,8 @@
-"""SimMIM: MASK replaces hidden patches, the full encoder runs, one linear layer predicts raw pixels (spec amt.md 2)."""
+"""SimMIM: MASK replaces hidden patches, the full encoder runs, one linear layer predicts raw pixels.
+
+On a ViT (spec amt.md 2) or a Swin (spec dark_secrets.md 1.4). What is hidden and predicted are cells: the patches of a ViT, the
+tokens of a Swin's last stage, each of stride x stride pixels and of several patches.
+"""
 
 import dataclasses
 
@@ -8,18 +12,23 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import masked_first, num_units_masked, unit_mask
-from mim_jax.methods.flops import dense_flops, plain_flops
+from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
 from mim_jax.methods.pixel_picture import pixel_picture
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture, Terms, View
 from mim_jax.methods.rules import Initialiser, Rules, constant, ones, truncated_normal, uniform, zeros
+from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.models.swin import SwinConfig
+from mim_jax.models.swin_predictor import SwinPredictor
 from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import normalise_locally, patchify, unpatchify
 
 
 @dataclasses.dataclass(frozen=True)
 class SimmimOptions:
     mask_ratio: float = 0.6
-    unit: int = 2  # side of a mask unit in patches: 32 px at patch 16
+    unit: int | None = None  # side of a mask unit in cells; None = 2 patches of a ViT, 1 cell of a Swin
+    local_norm: int | None = None  # side of the square a target is relative to; 0 = raw; None = 47 of a Swin
 
 
 class Simmim(Method):
@@ -29,26 +38,45 @@ class Simmim(Method):
 
     def __init__(self, config: Config, options: SimmimOptions) -> None:
         super().__init__(config)
+        net, swin = self.net, isinstance(self.net, SwinConfig)
         self.options = options
+        self.unit = options.unit or (1 if swin else 2)
+        self.local_norm = (47 if swin else 0) if options.local_norm is None else options.local_norm
+        self.side, self.cells = (
+            (net.stride, net.cells) if isinstance(net, SwinConfig) else (net.patch, net.grid)
+        )
+        if (self.cells[0] * self.side, self.cells[1] * self.side) != net.image_size:
+            raise ConfigError(
+                f"config.model.image_size={net.image_size} is not a multiple of {self.side}, the pixels of a cell of the last stage"
+            )
         try:
-            units = num_units_masked(self.vit.grid, options.unit, options.mask_ratio)
+            units = num_units_masked(self.cells, self.unit, options.mask_ratio)
         except ValueError as error:
             raise ConfigError(
-                f"config.method.unit={options.unit}, mask_ratio={options.mask_ratio}: {error}"
+                f"config.method.unit={self.unit}, mask_ratio={options.mask_ratio}: {error}"
             ) from error
-        self.num_masked = units * options.unit**2
-        if not 1 <= self.num_masked < self.vit.num_patches:
+        self.num_masked = units * self.unit**2
+        if not 1 <= self.num_masked < self.cells[0] * self.cells[1]:
             raise ConfigError(
-                f"config.method.mask_ratio={options.mask_ratio} hides {self.num_masked} of {self.vit.num_patches} patches"
+                f"config.method.mask_ratio={options.mask_ratio} hides {self.num_masked} of {self.cells[0] * self.cells[1]} cells"
+            )
+        if self.local_norm and (self.local_norm < 3 or self.local_norm % 2 == 0):
+            raise ConfigError(
+                f"config.method.local_norm={self.local_norm} must be 0, or odd and at least 3 pixels"
             )
 
     @property
-    def module(self) -> MaskedPredictor:
-        return MaskedPredictor(self.vit, 3 * self.vit.patch**2)
+    def module(self) -> MaskedPredictor | SwinPredictor:
+        if isinstance(self.net, SwinConfig):
+            return SwinPredictor(self.net)
+        return MaskedPredictor(self.net, 3 * self.side**2)
 
     @property
     def rules(self) -> Rules:
         """Spec amt.md 2.2: everything truncated at one sigma; branch outputs of block i (from 1) over sqrt(2 i)."""
+        if isinstance(self.net, SwinConfig):
+            head = (r"^head/", uniform(self.net.features**-0.5))
+            return Rules(init=(head, *swin_init(self.net)), decay=SWIN_DECAY)
         deep: list[tuple[str, Initialiser]] = []
         for index in range(self.vit.depth):
             std = 0.02 / (2.0 * (index + 1)) ** 0.5
@@ -65,28 +93,36 @@ class Simmim(Method):
         )
 
     def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
-        """Indices of the visible and of the hidden patches, int32 [B, K] and [B, M]."""
+        """Indices of the visible and of the hidden cells, int32 [B, K] and [B, M]."""
         mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        o = self.options
-        mask = jax.vmap(lambda key: unit_mask(key, self.vit.grid, o.unit, o.mask_ratio))(mask_keys)
+        mask = jax.vmap(lambda key: unit_mask(key, self.cells, self.unit, self.options.mask_ratio))(mask_keys)
         hidden, visible = masked_first(mask, self.num_masked)
         return visible, hidden
 
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        patches = self.network_patches(keys, batch)
+        images = self.network_images(keys, self.clean_images(batch))
         visible, hidden = self.split(keys, batch, artefacts)
+        target = normalise_locally(images, self.local_norm) if self.local_norm else images
         return {
-            "patches": patches,
+            "patches": patchify(images, self.net.patch),
             "visible": visible,
             "hidden": hidden,
-            "target": take_rows(patches, hidden),
+            "target": take_rows(patchify(target, self.side), hidden),
         }
 
     def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
         drop_keys = keys if train else None
-        mask = jax.vmap(lambda at: jnp.zeros(self.vit.num_patches, bool).at[at].set(True))(view["hidden"])
+        (rows, columns), inside = self.cells, self.side // self.net.patch
+        mask = jax.vmap(lambda at: jnp.zeros(rows * columns, bool).at[at].set(True))(view["hidden"])
+        mask = mask.reshape(-1, rows, 1, columns, 1)
+        mask = jnp.broadcast_to(mask, (len(mask), rows, inside, columns, inside))  # every patch of a cell
         pixels = self.apply(
-            params, view["patches"], mask, view["hidden"], drop_keys=drop_keys, method="masked"
+            params,
+            view["patches"],
+            mask.reshape(len(mask), -1),
+            view["hidden"],
+            drop_keys=drop_keys,
+            method="masked",
         )
         return {"pixels": pixels}
 
@@ -98,18 +134,23 @@ class Simmim(Method):
         return {"loss": (jnp.sum(error, axis=(1, 2)), jnp.full(len(target), count, target.dtype))}
 
     def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
-        """The whole image's mean colour everywhere."""
+        """The whole image's mean colour everywhere; 0 where the target is normalised."""
         colours = view["patches"].reshape(len(view["target"]), -1, 3).mean(axis=1)
-        constant = jnp.broadcast_to(jnp.tile(colours, self.vit.patch**2)[:, None], view["target"].shape)
+        constant = jnp.broadcast_to(jnp.tile(colours, self.side**2)[:, None], view["target"].shape)
+        constant = jnp.zeros_like(constant) if self.local_norm else constant
         return {"constant": self.loss({"pixels": constant}, view)}
 
     def flops(self) -> float:
-        values = 3 * self.vit.patch**2
-        return (
-            dense_flops(self.vit.num_patches, values, self.vit.width, first=True)
-            + plain_flops(self.vit, self.vit.num_slots)
-            + dense_flops(self.num_masked, self.vit.width, values)
-        )
+        net, values = self.net, 3 * self.side**2
+        embed = dense_flops(net.num_patches, 3 * net.patch**2, net.width, first=True)
+        blocks = swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_slots)
+        return embed + blocks + dense_flops(self.num_masked, net.features, values)
 
     def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
-        return pixel_picture(self, view, outputs["pixels"], normalised=False)
+        if (
+            self.local_norm
+        ):  # such a prediction has lost its surroundings' colour: there is nothing honest to draw
+            return None
+        images = unpatchify(view["patches"], self.net.grid)
+        cells = {**view, "patches": patchify(images, self.side)}
+        return pixel_picture(self, cells, outputs["pixels"], normalised=False)

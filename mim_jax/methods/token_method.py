@@ -14,37 +14,58 @@ from mim_jax.data import InputSpec
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.targets.pixels import flip_where, to_unit
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.kmeans import fit_kmeans
+from mim_jax.tokenizers.tokenizer import NAMES, Tokenizer, opened, refuse_misfit, tokenizer_flops
 
+TEACHER = "teacher"
 FREQUENCY_PRIOR = 1.0
 """Pseudo-count of every token in the per-position frequencies, so that an unseen token has a finite cross-entropy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenOptions:
+    """Where token ids come from. Without `tokens` and `weights`, pixels fits a k-means at the start of the run."""
+
+    tokenizer: str = "pixels"  # pixels | kclip | vqkd | dalle
+    tokens: str = ""  # directory of a token cache (python -m mim_jax.tokenize)
+    weights: str = (
+        ""  # the tokenizer's file; with `tokens` its fingerprint is checked, without it runs in every step
+    )
+    vocabulary: int = 8192
+    kmeans_patches: int = 200_000  # the k-means at the start sees at most so many patches
 
 
 class TokenMethod(Method):
     """Base of the methods that predict token ids.
 
-    Artefacts: `frequency` float32 [L, V], log-probability of every token at every position over the training images;
-    and, without a token cache, `centroids` float32 [V, p p 3] of the k-means over patch pixels.
+    Artefacts of the k-means over patch pixels that is fitted at the start: `centroids` float32 [V, p p 3], and `frequency`
+    float32 [L, V], log-probability of every token at every position over the training images. Of a tokenizer that runs in
+    every step: `teacher`, its weights (not in checkpoints).
     """
 
-    def __init__(
-        self, config: Config, *, vocabulary: int, tokenizer: str, tokens: str, kmeans_patches: int
-    ) -> None:
+    def __init__(self, config: Config, options: TokenOptions) -> None:
         super().__init__(config)
-        one_of("config.method.tokenizer", tokenizer, ("pixels", "cache"))
-        if tokenizer == "cache" and not tokens:
+        one_of("config.method.tokenizer", options.tokenizer, NAMES)
+        if options.tokenizer != "pixels" and not options.tokens and not options.weights:
             raise ConfigError(
-                "config.method.tokens is empty, but this configuration learns from a token cache: pass"
-                " --config.method.tokens=DIRECTORY, or --config.method.tokenizer=pixels for k-means over patch pixels"
+                f"config.method.tokenizer={options.tokenizer} needs config.method.tokens=DIRECTORY, a token cache made by"
+                " python -m mim_jax.tokenize, or config.method.weights=FILE, the tokenizer itself, which then runs in every step"
             )
-        if tokens and tokenizer != "cache":
-            raise ConfigError(
-                f"config.method.tokens={tokens} is given, but config.method.tokenizer is {tokenizer}: pass --config.method.tokenizer=cache"
-            )
-        self.vocabulary = vocabulary
-        self.kmeans_patches = kmeans_patches
-        self.cached_view = bool(tokens)
+        self.token_options = options
+        self.vocabulary = options.vocabulary
+        self.cached_view = bool(options.tokens)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that runs in every step, if one does."""
+        o = self.token_options
+        if o.tokens or not o.weights:
+            return None
+        tokenizer = opened(o.tokenizer, o.weights)
+        refuse_misfit(tokenizer, o.weights, self.vocabulary, self.vit.grid)
+        return tokenizer
 
     @property
     def module(self) -> MaskedPredictor:
@@ -53,7 +74,27 @@ class TokenMethod(Method):
     @property
     def input_spec(self) -> InputSpec:
         spec = super().input_spec
-        return dataclasses.replace(spec, extras=("tokens",)) if self.cached_view else spec
+        if self.cached_view:
+            return dataclasses.replace(spec, extras=("tokens",))
+        if tokenizer := self.tokenizer:
+            return dataclasses.replace(
+                spec, teacher=tokenizer.image_size, teacher_resample=tokenizer.resample
+            )
+        return spec
+
+    @property
+    def frozen(self) -> Artefacts:
+        return {TEACHER: self.tokenizer.params} if self.tokenizer else {}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if not self.tokenizer:
+            return ()
+        o = self.token_options
+        return (
+            f"the tokenizer {o.tokenizer} runs in every step: {tokenizer_flops(self.tokenizer) / 1e9:.2f} GFLOP an image;"
+            " a token cache would save that",
+        )
 
     @property
     def rules(self) -> Rules:
@@ -72,9 +113,9 @@ class TokenMethod(Method):
 
     def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
         """Fits the tokenizer on the training images, then counts tokens per position."""
-        if self.cached_view:
+        if self.cached_view or self.tokenizer:
             return {}
-        patches = _sample_patches(self, images(), self.kmeans_patches)
+        patches = _sample_patches(self, images(), self.token_options.kmeans_patches)
         try:
             centroids = fit_kmeans(patches, self.vocabulary, seed=self.config.seed)
         except ValueError as error:
@@ -90,9 +131,12 @@ class TokenMethod(Method):
         return {"centroids": centroids, "frequency": frequency}
 
     def labels(self, batch: Batch, images: jax.Array, artefacts: Artefacts) -> jax.Array:
-        """Token ids int32 [B, L] in raster order: from the cache, or of the clean patches."""
+        """Token ids int32 [B, L] in raster order: from the cache, by the tokenizer, or of the clean patches."""
         if self.cached_view:
             return batch["tokens"]
+        if tokenizer := self.tokenizer:
+            seen = flip_where(to_unit(batch["teacher"]), batch["flip"])
+            return tokenizer.ids(artefacts[TEACHER], seen)
         return nearest_centroid(self.clean_patches(images), artefacts["centroids"])
 
     def loss(self, outputs: Outputs, view: View) -> Terms:

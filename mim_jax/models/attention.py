@@ -86,13 +86,16 @@ def attention_weights(
     q: jax.Array, k: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d) + bias, where mask), [B, H, Q, K] in float32 at least; arguments as in `attend`."""
+    return jax.nn.softmax(_logits(q, k, bias, mask), axis=-1)
+
+
+def _logits(q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+    """q k^T / sqrt(d) + bias, where mask; the lowest finite number elsewhere."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
     if bias is not None:
         logits = logits + bias
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(wide).min)
-    return jax.nn.softmax(logits, axis=-1)
+    return logits if mask is None else jnp.where(mask, logits, jnp.finfo(wide).min)
 
 
 def attend_in_bands(
@@ -120,8 +123,21 @@ def attend_in_bands(
     return jnp.concatenate(parts, axis=2)
 
 
+def whole_mask(given: tuple[Band, ...], num_keys: int) -> jax.Array:
+    """The mask that was cut into bands, bool [rows, num_keys]."""
+    whole = jnp.zeros((given[-1].rows[1], num_keys), bool)
+    for band in given:
+        part = True if band.mask is None else band.mask
+        whole = whole.at[slice(*band.rows), slice(*band.keys)].set(part)
+    return whole
+
+
 class Attention(nn.Module):
-    """Self-attention of the last `num_queries` rows to the first `num_keys` rows."""
+    """Self-attention of the last `num_queries` rows to the first `num_keys` rows.
+
+    Where the collection "attention" is mutable it is given `log_weights`: log softmax of the logits (bias added; a masked
+    pair has the lowest finite number), float32 at least, [B, 1, heads, queries, keys].
+    """
 
     width: int
     heads: int
@@ -147,7 +163,9 @@ class Attention(nn.Module):
         mask: as in `attend`, or bands of the query rows (a constant mask).
         """
         q, k, v = self._heads(x, num_keys, num_queries)
-        if isinstance(mask, tuple):
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            out = self._attend_and_tell(q, k, v, mask, position_bias)
+        elif isinstance(mask, tuple):
             out = attend_in_bands(q, k, v, mask, bias=position_bias, implementation=self.implementation)
         else:
             out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
@@ -164,6 +182,16 @@ class Attention(nn.Module):
             rows = position_bias.mean(axis=-2) if query is None else position_bias[..., query, :]
             position_bias = rows[..., None, :]
         return attention_weights(q, k, position_bias)[:, :, 0]
+
+    def _attend_and_tell(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, bias: jax.Array | None
+    ) -> jax.Array:
+        """`attend` that also gives its log weights away: bands as one mask, and no fused implementation."""
+        if isinstance(mask, tuple):
+            mask = whole_mask(mask, k.shape[2])
+        log_weights = jax.nn.log_softmax(_logits(q, k, bias, mask), axis=-1)
+        self.sow("attention", "log_weights", log_weights[:, None])
+        return jnp.einsum("bhqk,bhkd->bhqd", jnp.exp(log_weights).astype(v.dtype), v)
 
     def _heads(
         self, x: jax.Array, num_keys: int | None = None, num_queries: int | None = None

@@ -1,45 +1,51 @@
-"""A ViT with a classification head: fine-tuning and training from scratch (spec mapet.md 10, amt.md 1.6), probes (1.5)."""
+"""An encoder with a classification head: fine-tuning and training from scratch (spec mapet.md 10, amt.md 1.6), probes (1.5)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mim_jax.models.layers import Dense
+from mim_jax.models.swin import Swin, SwinConfig
 from mim_jax.models.vit import ViT, ViTConfig
 
 BN_EPS = 1e-6
 BN_MOMENTUM = 0.1
 
 
-class Classifier(nn.Module):
-    """Mean of the patch tokens, then the final norm; or the norm's CLS token. Then a linear layer.
+def make_encoder(config: ViTConfig | SwinConfig) -> ViT | Swin:
+    """The network of a configuration."""
+    return Swin(config) if isinstance(config, SwinConfig) else ViT(config)
 
-    The papers give mean pooling a norm of its own and drop the encoder's; here it is the encoder's, made afresh.
+
+class Classifier(nn.Module):
+    """Mean of the patch tokens, then the final norm; or the norm's CLS token. Then a linear layer. A Swin norms first.
+
+    The papers give a ViT's mean pooling a norm of its own and drop the encoder's; here it is the encoder's, made afresh.
     """
 
-    config: ViTConfig
+    config: ViTConfig | SwinConfig
     num_classes: int
     pool: str = "mean"  # mean | cls
 
     def setup(self) -> None:
-        self.encoder = ViT(self.config)
+        self.encoder = make_encoder(self.config)
         self.head = Dense(self.num_classes, dtype=self.config.dtype)
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
         """[B, L, p p 3] to logits [B, num_classes]."""
         rows = self.encoder.run(self.encoder.tokens(patches), drop_keys=drop_keys)[-1]
-        pooled = jnp.mean(rows[:, self.config.prefix :], axis=1) if self.pool == "mean" else rows[:, 0]
-        return self.head(self.encoder.final_norm(pooled))
+        return self.head(self.encoder.pooled(rows, self.pool))
 
 
 class Probe(nn.Module):
     """A frozen encoder, batch normalisation without affine parameters, a linear layer."""
 
-    config: ViTConfig
+    config: ViTConfig | SwinConfig
     num_classes: int
+    width: int  # of the features
 
     def setup(self) -> None:
-        self.encoder = ViT(self.config)
+        self.encoder = make_encoder(self.config)
         self.head = Dense(self.num_classes)
 
     def classify(self, features: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -48,8 +54,9 @@ class Probe(nn.Module):
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Visits every parameter (for initialisation)."""
-        width = self.config.width
-        return self.classify(self.encoder(patches)[:, 0], jnp.zeros(width), jnp.ones(width))
+        self.encoder(patches)
+        features = jnp.zeros((len(patches), self.width))
+        return self.classify(features, jnp.zeros(self.width), jnp.ones(self.width))
 
 
 def running(old: jax.Array, new: jax.Array) -> jax.Array:

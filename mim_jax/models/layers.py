@@ -65,15 +65,26 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x): what OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
 class Mlp(nn.Module):
-    """D -> hidden -> D with exact GELU."""
+    """D -> hidden -> D; the activation is one of ACTIVATIONS."""
 
     hidden: int
     dtype: DTypeLike | None = None
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = gelu(Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"model.activation is {' or '.join(ACTIVATIONS)}, not {self.activation!r}")
+        hidden = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 

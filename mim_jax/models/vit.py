@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from mim_jax.models.attention import Attention, Mask
 from mim_jax.models.bands import last_rows
+from mim_jax.models.geometry import AttentionGeometry
 from mim_jax.models.layers import Dense, LayerNorm, LayerScale, Mlp, drop_path
 from mim_jax.models.positions import RelativePositionBias, bias_of_rows, sincos_1d, sincos_2d
 
@@ -34,6 +35,9 @@ class ViTConfig:
     qkv_bias: str = "qkv"  # qkv | qv | none
     drop_path: float = 0.0  # of the last block; linear over depth from 0
     norm_eps: float = 1e-6
+    pre_norm: bool = False  # a LayerNorm on all slots before block 0 (CLIP)
+    activation: str = "gelu"  # gelu | quick_gelu (CLIP)
+    patch_bias: bool = True  # of the patch projection; CLIP has none
     remat: str = "none"  # none | block (keep block inputs only) | dots (keep matmul results)
     attention: str = "auto"  # auto | xla | cudnn
     dtype: DTypeLike | None = None
@@ -58,6 +62,22 @@ class ViTConfig:
         return int(self.cls)
 
     @property
+    def summary(self) -> str:
+        """One line for people."""
+        return f"ViT width {self.width}, depth {self.depth}, heads {self.heads}"
+
+    @property
+    def geometry(self) -> tuple[AttentionGeometry, ...]:
+        """Where the tokens of every block's attention lie: all of them on one grid."""
+        coordinates = np.moveaxis(np.indices(self.grid), 0, -1).reshape(-1, 2)
+        return (AttentionGeometry(coordinates, float(self.patch), self.prefix),) * self.depth
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map: the width."""
+        return self.width
+
+    @property
     def drop_path_rates(self) -> tuple[float, ...]:
         """Linear over depth: 0 for the first block, `drop_path` for the last."""
         return tuple(float(rate) for rate in np.linspace(0.0, self.drop_path, self.depth))
@@ -73,7 +93,7 @@ class Block(nn.Module):
         c = self.config
         self.norm1, self.norm2 = LayerNorm(c.norm_eps, c.dtype), LayerNorm(c.norm_eps, c.dtype)
         self.attn = Attention(c.width, c.heads, c.qkv_bias, c.attention, c.dtype)
-        self.mlp = Mlp(int(c.width * c.mlp_ratio), c.dtype)
+        self.mlp = Mlp(int(c.width * c.mlp_ratio), c.dtype, c.activation)
         if c.layer_scale is not None:
             self.ls1, self.ls2 = LayerScale(c.layer_scale), LayerScale(c.layer_scale)
         if c.relative_bias == "per_block":
@@ -188,6 +208,7 @@ class Trunk(nn.Module):
             the rows after every block; the last entry has `num_outputs` rows.
         """
         c, outputs = self.config, []
+        x = self._enter(x)
         for index, block in enumerate(self.blocks):
             last = index == c.depth - 1
             queries = num_outputs if last else None
@@ -199,6 +220,15 @@ class Trunk(nn.Module):
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
+
+    def pooled(self, rows: jax.Array, pool: str) -> jax.Array:
+        """What a classifier's head reads of the last block's rows [B, N, D]: the norm of the patches' mean, or of CLS; [B, D]."""
+        kept = jnp.mean(rows[:, self.config.prefix :], axis=1) if pool == "mean" else rows[:, 0]
+        return self.final_norm(kept)
+
+    def _enter(self, x: jax.Array) -> jax.Array:
+        """What happens to the rows before block 0; in a decoder nothing, whatever its encoder does."""
+        return x
 
     def _shared_bias(self, slots: jax.Array | None = None, queries: int | None = None) -> jax.Array | None:
         if self.config.relative_bias != "shared":
@@ -212,7 +242,9 @@ class ViT(Trunk):
     def setup(self) -> None:
         super().setup()
         c = self.config
-        self.patch_embed = Dense(c.width, dtype=c.dtype)
+        self.patch_embed = Dense(c.width, use_bias=c.patch_bias, dtype=c.dtype)
+        if c.pre_norm:
+            self.norm_pre = LayerNorm(c.norm_eps, c.dtype)
         if c.cls:
             self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c.width))
 
@@ -246,7 +278,10 @@ class ViT(Trunk):
 
         Without CLS: what the mean of all queries attends to, [B, H, L] (ours; the papers have a CLS).
         """
-        x = self.tokens(patches)
+        x = self._enter(self.tokens(patches))
         for block in self.blocks[:-1]:
             x = block(x, None, self._shared_bias())
         return self.blocks[-1].attention_row(x, 0 if self.config.cls else None, self._shared_bias())
+
+    def _enter(self, x: jax.Array) -> jax.Array:
+        return self.norm_pre(x) if self.config.pre_norm else x

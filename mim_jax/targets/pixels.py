@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,3 +95,46 @@ def _centre(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Values minus their mean along an axis, and their unbiased variance (in two passes: no cancellation)."""
     centred = values - jnp.mean(values, axis=axis, keepdims=True)
     return centred, jnp.sum(centred**2, axis=axis, keepdims=True) / (values.shape[axis] - 1)
+
+
+def normalise_locally(images: jax.Array, window: int = 47) -> jax.Array:
+    """Every pixel relative to the square around it, per channel: SimMIM's target on SwinV2 (spec dark_secrets.md 1.4).
+
+    (x - mean) / sqrt(var + 1e-6) over the window x window pixels around a pixel that lie in the image; the variance is
+    unbiased: max(0, (E[x^2] - mean^2) n / (n - 1)) of n pixels.
+
+    Args:
+        images: [B, H, W, 3].
+        window: side of the square in pixels, odd and at least 3.
+    Returns:
+        float [B, H, W, 3], in float32 or wider.
+    Raises:
+        ValueError: for an even window or one below 3, and for images of one pixel.
+    """
+    if window < 3 or window % 2 == 0:
+        raise ValueError(f"the window of the local normalisation is odd and at least 3 px, not {window}")
+    if images.shape[1] * images.shape[2] < 2:
+        raise ValueError("images of one pixel have no variance to be normalised by")
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    # Against cancellation in E[x^2] - mean^2: a shift changes nothing else.
+    images = images - jnp.mean(images, axis=(1, 2), keepdims=True)
+    near_row, near_column = (_band(side, window // 2) for side in images.shape[1:3])
+    rows, columns = jnp.asarray(near_row, images.dtype), jnp.asarray(near_column, images.dtype)
+    counts = np.outer(near_row.sum(axis=1), near_column.sum(axis=1))[..., None]
+
+    def sums(x: jax.Array) -> jax.Array:
+        # As products of matrices: two fast passes on any device, and no sums that grow along the image.
+        x = jnp.einsum("rh,bhwc->brwc", rows, x, precision="highest")
+        return jnp.einsum("sw,brwc->brsc", columns, x, precision="highest")
+
+    mean = sums(images) / jnp.asarray(counts, images.dtype)
+    # counts x (E[x^2] - mean^2) / (counts - 1)
+    spread = sums(jnp.square(images)) / jnp.asarray(counts, images.dtype) - jnp.square(mean)
+    var = jnp.maximum(spread * jnp.asarray(counts / (counts - 1), images.dtype), 0)
+    return (images - mean) / jnp.sqrt(var + NORM_EPS)
+
+
+def _band(side: int, reach: int) -> np.ndarray:
+    """1 where two places of an axis are at most `reach` apart, float64 [side, side]."""
+    place = np.arange(side)
+    return (np.abs(place[:, None] - place[None, :]) <= reach).astype(np.float64)

@@ -1,12 +1,15 @@
-"""k-means on data that fits in memory: k-means++ start, full Lloyd iterations, empty clusters restarted."""
+"""k-means on data that fits in memory: k-means++ start, full Lloyd iterations, empty clusters restarted.
 
-from functools import partial
+For more data than that, several devices, restarts or checkpoints: `mim_jax.tokenizers.streaming`.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.targets.tokens import nearest_centroid
+from mim_jax.tokenizers.lloyd import add_block
+from mim_jax.tokenizers.seeding import plus_plus
 
 CHUNK = 16384
 """Points whose distances to all centroids are held at once."""
@@ -32,7 +35,7 @@ def fit_kmeans(points: np.ndarray, clusters: int, *, seed: int = 0, iterations: 
     padded = np.concatenate([points, np.zeros((-len(points) % chunk, points.shape[1]), points.dtype)])
     weight = (np.arange(len(padded)) < len(points)).astype(np.float32).reshape(-1, chunk)
     data = jnp.asarray(padded, jnp.float32).reshape(-1, chunk, points.shape[1])
-    centroids = _plus_plus(jnp.asarray(points[:CHUNK], jnp.float32), clusters, jax.random.key(seed))
+    centroids = plus_plus(jnp.asarray(points[:CHUNK], jnp.float32), clusters, jax.random.key(seed))
     for _ in range(iterations):
         moved = _lloyd(centroids, data, jnp.asarray(weight))
         if bool(jnp.array_equal(moved, centroids)):
@@ -41,42 +44,20 @@ def fit_kmeans(points: np.ndarray, clusters: int, *, seed: int = 0, iterations: 
     return centroids
 
 
-def _distances(points: jax.Array, centroid: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(points - centroid), axis=-1)
-
-
-@partial(jax.jit, static_argnums=1)
-def _plus_plus(points: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
-    """k-means++: each next centroid is a point drawn in proportion to its squared distance to the nearest so far."""
-    first_key, key = jax.random.split(key)
-    first = points[jax.random.randint(first_key, (), 0, len(points))]
-
-    def add(carry: tuple[jax.Array, jax.Array], step: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        centroids, nearest = carry
-        chosen = jax.random.categorical(jax.random.fold_in(key, step), jnp.log(nearest))
-        centroids = centroids.at[step].set(points[chosen])
-        return (centroids, jnp.minimum(nearest, _distances(points, points[chosen]))), None
-
-    start = jnp.zeros((clusters, points.shape[1]), points.dtype).at[0].set(first)
-    (centroids, _), _ = jax.lax.scan(add, (start, _distances(points, first)), jnp.arange(1, clusters))
-    return centroids
-
-
 @jax.jit
 def _lloyd(centroids: jax.Array, data: jax.Array, weight: jax.Array) -> jax.Array:
     """One iteration over data [chunks, n, d] with weight [chunks, n] (0 for padding)."""
     clusters = centroids.shape[0]
 
-    def visit(carry: tuple, part: tuple[jax.Array, jax.Array]) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+    def visit(carry: tuple, part: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.Array]:
         sums, counts = carry
         points, own = part
         ids = nearest_centroid(points, centroids)
-        sums = sums.at[ids].add(points * own[:, None])
-        counts = counts.at[ids].add(own)
-        return (sums, counts), (_distances(points, centroids[ids]) * own, ids)
+        sums, counts, distances = add_block(sums, counts, points, own, centroids, ids)
+        return (sums, counts), distances
 
     start = (jnp.zeros_like(centroids), jnp.zeros(clusters))
-    (sums, counts), (distances, _) = jax.lax.scan(visit, start, (data, weight))
+    (sums, counts), distances = jax.lax.scan(visit, start, (data, weight))
     means = sums / jnp.maximum(counts, 1.0)[:, None]
     worst = jax.lax.top_k(distances.reshape(-1), clusters)[1]  # one candidate for each possibly empty cluster
     place = jnp.cumsum(counts == 0) - 1

@@ -13,6 +13,7 @@ from mim_jax.methods import Method, build_method
 from mim_jax.methods.rules import name_of
 from mim_jax.models.vit import Params, Trunk
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.imported import is_weights, read_encoder, with_network_of
 from mim_jax.training.sharding import abstract
 from mim_jax.training.workdir import read_config
 
@@ -21,7 +22,7 @@ SHOWN = 5
 
 
 def inherit(config: Config) -> Config:
-    """The configuration with the network, normalisation and (source=init) data of the run `config.init`.
+    """The configuration with the network, normalisation and (source=init) data of the run, or weights, `config.init`.
 
     Fixed sin-cos positions become learned ones that start from the same table, as in MAE's fine-tuning.
     Own are: drop path, dtype, attention, remat.
@@ -29,12 +30,12 @@ def inherit(config: Config) -> Config:
     Raises:
         ConfigError: there is no such run, or source=init without one.
     """
-    if config.init is None:
+    if config.init is None or is_weights(config.init):
         if config.data.source == "init":
             raise ConfigError(
-                "config.data.source=init takes the data of a run: name it, --config.init=DIRECTORY"
+                "config.data.source=init takes the data of a run: name it, --config.init=DIRECTORY, or set config.data.source"
             )
-        return config
+        return config if config.init is None else with_network_of(config, config.init)
     donor, own = read_config(Path(config.init).expanduser()), config.model
     positions = "learned" if donor.model.positions.startswith("sincos") else donor.model.positions
     model = dataclasses.replace(
@@ -77,13 +78,16 @@ def read_run(
 
 
 def with_encoder_of(init: str, method: Method, params: Params) -> Params:
-    """The parameters with the encoder of the run `init`, laid out as they are; what `method.fresh` names stays.
+    """The parameters with the encoder of `init`, a run or a file, laid out as they are; what `method.fresh` names stays.
 
     Raises:
         ConfigError: naming the parameters that do not fit.
     """
-    _, donor, given, _ = read_run(Path(init).expanduser())
-    encoder = dict(given["encoder"])
+    if is_weights(init):
+        encoder, donor = read_encoder(init), method
+    else:
+        _, donor, given, _ = read_run(Path(init).expanduser())
+        encoder = dict(given["encoder"])
     if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
         encoder["pos_embed"] = Trunk(donor.vit).apply({}, method="positions")
     there = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}

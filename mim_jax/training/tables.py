@@ -64,19 +64,19 @@ class Tables:
         return {one.name: rows_of(one.name) for one in self._method.passes if not one.on_device}
 
     def adopt(self, state: TrainState) -> TrainState:
-        """Takes from a complete state the tables that lie in host memory."""
+        """Takes from a complete state the tables that lie in host memory, and adds what is frozen."""
         mine = {name for name, one in self._passes.items() if one.saved and not one.on_device}
         self._held = {name: np.asarray(state.artefacts[name]) for name in mine}
         rest = {name: value for name, value in state.artefacts.items() if name not in mine}
-        return dataclasses.replace(state, artefacts=rest)
+        frozen = jax.device_put(self._method.frozen, replicated(self._mesh))
+        return dataclasses.replace(state, artefacts={**rest, **frozen})
 
     def complete(self, state: TrainState) -> TrainState:
         """The state with every table, for a checkpoint; those of the host are on the devices for that long."""
         saved = {name: rows for name, rows in self._held.items() if self._passes[name].saved}
-        if not saved:
-            return state
         held = jax.device_put(saved, replicated(self._mesh))
-        return dataclasses.replace(state, artefacts={**state.artefacts, **held})
+        own = {name: value for name, value in state.artefacts.items() if name not in self._method.frozen}
+        return dataclasses.replace(state, artefacts={**own, **held})
 
     def due(self, step: int) -> list[Pass]:
         """Passes that run before update `step`; also those that are not saved and not yet there, after a restart."""

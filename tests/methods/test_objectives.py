@@ -152,7 +152,7 @@ def test_costs_follow_the_spec() -> None:
     from mim_jax.methods.mim import Mim, MimOptions
 
     mapet = imagenet("s")
-    mim = Mim(mapet.config, MimOptions(num_masked=147, tokenizer="cache", tokens="given"))
+    mim = Mim(mapet.config, MimOptions(num_masked=147, tokens="given"))
     assert mim.flops() / 6 == pytest.approx(5.06e9, rel=0.01)
     whole = block_flops(mapet.vit, rows=491, keys=344)
     ends = mapet.flops() - two_stream_flops(mapet.vit, mapet.layout)

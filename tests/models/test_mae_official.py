@@ -16,6 +16,7 @@ from mim_jax.models.positions import sincos_2d
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import normalise_patches, patchify, unpatchify
 from tests.conftest import official
+from tests.oracles import oracle
 
 # The fixture's own tables are fed in as learned positions (see its README).
 MAE_CONFIG = ViTConfig(image_size=(32, 32), patch=8, width=32, depth=2, heads=4)
@@ -157,8 +158,7 @@ def test_mae_with_its_own_tables(mae: Case) -> None:
 
 
 def test_transformers_vit_mae() -> None:
-    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
+    torch, transformers = oracle("torch"), oracle("transformers")
     config = transformers.ViTMAEConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=24, patch_size=4,
         decoder_hidden_size=16, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=64,

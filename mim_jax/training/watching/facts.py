@@ -27,9 +27,7 @@ def announce(
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     m, s, o, mesh = config.model, config.schedule, config.optim, config.mesh
     say(f"data     {loader.source.describe()}; held out: {held_out}")
-    say(
-        f"model    ViT width {m.width}, depth {m.depth}, heads {m.heads}, patch {m.patch}, {parameters:,} parameters, {m.dtype}"
-    )
+    say(f"model    {method.net.summary}, patch {m.patch}, {parameters:,} parameters, {m.dtype}")
     say(f"method   {', '.join(f'{k}={v}' for k, v in config.method.items())}")
     say(
         f"run      {s.steps} steps of {config.data.batch_size} images ({s.epochs:g} epochs), peak lr {o.lr:g}, warm-up {s.warmup_steps} steps"
@@ -37,8 +35,8 @@ def announce(
     say(f"cost     {flops_text(method)}")
     say(f"devices  {versions()['devices']}, mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}")
     say(f"memory   {loader.describe_memory()}")
-    for table in tables.describe():
-        say(f"         {table}")
+    for line in (*tables.describe(), *method.remarks):
+        say(f"         {line}")
     say(f"workdir  {workdir}")
 
 

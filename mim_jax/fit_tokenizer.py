@@ -1,0 +1,192 @@
+"""The task `tokenizer`: k-means on a frozen network's features of image patches (k-CLIP, spec mapet.md 8.1), kept as one file."""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mim_jax.codes_report import most_used, write_codes_report
+from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.config.schema import Config
+from mim_jax.data import InputSpec, Source, evaluation_batches, open_source
+from mim_jax.data.placement import OwnDevices
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import to_unit
+from mim_jax.tokenizers.features import FeatureFiles
+from mim_jax.tokenizers.kmeans_options import KMeansOptions
+from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming
+from mim_jax.tokenizers.teachers import Teacher, load_teacher
+from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
+from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.watching.log import say
+from mim_jax.training.workdir import claim
+
+FILE = "tokenizer.safetensors"
+REPORT = "report.html"
+METRICS = "metrics.jsonl"
+SHOWN_IMAGES = 1024
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions:
+    """config.job of the task `tokenizer`."""
+
+    teacher: str = "pixels"  # pixels (the patches themselves) | clip_resnet | vit
+    weights: str = ""  # of the teacher, FILE.safetensors; empty for pixels
+    image_size: int | None = None  # of the teacher's view, pixels; None = the size its weights were made for
+    patch: int = 16  # of pixels
+    heads: int | None = None  # of a vit; None = width / 64
+    vocabulary: int = 8192
+    points_per_code: int = 512  # features that k-means sees, for each code
+    iterations: int = 20
+    restarts: int = 5  # the one of least inertia is kept
+    start: str = "subset"  # subset (random points) | plus_plus (k-means++)
+    mode: str = "lloyd"  # lloyd | minibatch
+    features_dtype: str = "float32"  # of the features on the disk: float32 | float16
+    keep_features: bool = False  # else they are deleted at the end
+
+
+def check_job(config: Config) -> TokenizerOptions:
+    """The options of the task. Raises ConfigError."""
+    options = build(TokenizerOptions, config.job, "config.job")
+    one_of("config.job.features_dtype", options.features_dtype, ("float32", "float16"))
+    one_of("config.job.start", options.start, ("subset", "plus_plus"))
+    one_of("config.job.mode", options.mode, ("lloyd", "minibatch"))
+    for key in ("vocabulary", "points_per_code", "iterations", "restarts"):
+        if getattr(options, key) < 1:
+            raise ConfigError(f"config.job.{key}={getattr(options, key)} must be at least 1")
+    if config.augment.crop == "random_resized" or config.augment.flip:
+        raise ConfigError(
+            "a tokenizer learns from one fixed view of each image: pass --config.augment.crop=centre_square"
+            " --config.augment.flip=False"
+        )
+    return options
+
+
+def run(config: Config, workdir: Path) -> int:
+    """Features, then k-means, then the file and a report; goes on where it was stopped. The exit code."""
+    options = check_job(config)
+    size = None if options.image_size is None else (options.image_size, options.image_size)
+    teacher, params = load_teacher(
+        options.teacher,
+        options.weights,
+        image_size=size,
+        patch=options.patch,
+        heads=options.heads,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    d = config.data
+    source = open_source(
+        d.source,
+        d.split,
+        seed=config.seed,
+        on_bad_image=d.on_bad_image,
+        data_dir=d.data_dir,
+        crops_per_picture=d.crops_per_picture,
+    )
+    spec = InputSpec(teacher.image_size, config.augment.crop, resample=config.augment.resample)
+    patches = len(source) * teacher.grid[0] * teacher.grid[1]
+    files = FeatureFiles(
+        workdir / "features",
+        source,
+        teacher,
+        share=min(1.0, options.vocabulary * options.points_per_code / patches),
+        seed=config.seed,
+        dtype=options.features_dtype,
+    )
+    claim(workdir, config)
+    say(f"data     {source.describe()}")
+    say(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
+    say(f"points   {files.describe()}")
+    if (workdir / FILE).exists():
+        say(f"finished before: {workdir / FILE}")
+        return 0
+    with Shutdown() as shutdown:
+        done = files.write(
+            params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested, say=say
+        )
+        fitted = _fit(config, options, files, workdir, shutdown) if done else None
+    if fitted is None:
+        say("asked to stop; the same command goes on")
+        return EXIT_AGAIN
+    if jax.process_index() == 0:
+        say(
+            f"result   inertia {fitted.inertia:.6g} over {fitted.points} features, {100 * fitted.usage:.2f} % of the codes"
+            f" used, perplexity {fitted.perplexity:.1f}"
+        )
+        save_kmeans(workdir / FILE, teacher, params, fitted.centroids)
+        _report(workdir, source, spec, teacher, {"centroids": fitted.centroids, "teacher": params})
+        say(f"tokenizer {workdir / FILE}\nreport    {workdir / REPORT}")
+        if not options.keep_features:
+            shutil.rmtree(files.folder)
+        shutil.rmtree(workdir / "kmeans")
+    return 0
+
+
+class _Stopped(Exception):
+    """The run was asked to stop; k-means has saved where it is."""
+
+
+def _fit(
+    config: Config, options: TokenizerOptions, files: FeatureFiles, workdir: Path, shutdown: Shutdown
+) -> Fitted | None:
+    """The k-means over the features; None = asked to stop."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all features are written")
+    chosen = KMeansOptions(
+        clusters=options.vocabulary,
+        iterations=options.iterations,
+        restarts=options.restarts,
+        start=options.start,
+        mode=options.mode,
+        max_points_per_centroid=options.points_per_code,
+        seed=config.seed,
+    )
+    passes = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal passes
+        passes += 1
+        say(
+            f"restart {progress.restart + 1}/{progress.restarts} pass {progress.iteration}/{progress.iterations}:"
+            f" inertia {progress.inertia:.6g}, {100 * progress.usage:.1f} % of the codes used, perplexity"
+            f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {progress.eta / 60:.0f} min"
+        )
+        if jax.process_index() == 0:
+            with (workdir / METRICS).open("a") as log:
+                log.write(json.dumps({**progress._asdict(), "unix_time": time.time()}) + "\n")
+        if shutdown.requested_at(passes):
+            raise _Stopped
+
+    try:
+        return fit_streaming(files, chosen, directory=workdir / "kmeans", report=report)
+    except _Stopped:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"k-means: {error}") from error
+
+
+def _report(workdir: Path, source: Source, spec: InputSpec, teacher: Teacher, params: Params) -> None:
+    """The page of the codes, from the first images of the source."""
+    own = OwnDevices()
+    placed = jax.device_put(params, own.whole)
+    tokenise = jax.jit(lambda params, images: kmeans_ids(teacher)(params, to_unit(images)))
+    found = [
+        np.asarray(tokenise(placed, jax.device_put(batch["image"], own.rows)))[batch["valid"]]
+        for batch in evaluation_batches(source, spec, batch_size=own.divisible(BATCH), limit=SHOWN_IMAGES)
+    ]
+    ids = np.concatenate(found)
+    counts = np.bincount(ids.ravel(), minlength=len(params["centroids"]))
+    examples = most_used(source, spec, teacher.grid, counts, ids)
+    facts = {
+        "teacher": str(teacher.facts["kind"]),
+        "counted on": f"the first {len(ids)} images of {source.name}",
+    }
+    write_codes_report(workdir / REPORT, f"Codes of {source.name}", facts, counts, examples)

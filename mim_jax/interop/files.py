@@ -1,0 +1,124 @@
+"""Weights as files: safetensors in and out, and the check that a tree fits a network. Weights are data: no pickle is opened."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ml_dtypes  # Gives numpy the name bfloat16, by which safetensors asks for it.
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mim_jax.data.errors import DataError
+from mim_jax.models.vit import Params
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
+SHOWN = 3
+"""Parameters of a kind that an error names."""
+
+
+class WeightsError(DataError):
+    """Weights that cannot be used; the message is one sentence for the user."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file by their names; bfloat16 becomes float32, everything else stays as it is stored.
+
+    Raises:
+        WeightsError: there is no such file, it is a pickle, it is damaged, or it holds a type that numpy does not have.
+    """
+    file = existing(path)
+    if file.suffix in PICKLES:
+        raise WeightsError(
+            f"{file} is a pickle, and pickles can run programs: convert it once, "
+            f"python -m mim_jax.convert_torch {file} {file.with_suffix('.safetensors')}"
+        )
+    if file.suffix != ".safetensors":
+        raise WeightsError(f"weights are read from a .safetensors file, not from {file}")
+    try:
+        with safe_open(file, framework="np") as opened:
+            return {name: plain(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is damaged or no safetensors file ({error}): copy or convert it again"
+        ) from error
+    except (AttributeError, TypeError) as error:
+        raise WeightsError(f"{file} holds tensors of a type that cannot be read here ({error})") from error
+
+
+def write_weights(
+    path: str | os.PathLike[str], flat: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors by name as a safetensors file: whole, or not at all.
+
+    Raises:
+        WeightsError: the name does not end in .safetensors, or the folder is not there or not writable.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != ".safetensors":
+        raise WeightsError(f"weights are written to a .safetensors file, not to {file}")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    # asarray keeps a tensor without dimensions as it is; ascontiguousarray would make it a vector.
+    tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
+    try:
+        save_file(tensors, partial, metadata=dict(metadata or {}))
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file} cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fit(shapes: Params, tree: Params, what: str) -> Params:
+    """The tree of weights in the types of the network's parameters.
+
+    Args:
+        shapes: nested dict of what the network expects; its leaves have a shape and a dtype (`jax.eval_shape`).
+        tree: nested dict of numpy arrays.
+        what: names the weights in the error, e.g. the file.
+    Raises:
+        WeightsError: what is missing, has no place, has another shape or is not finite, in one sentence.
+    """
+    expected, given = flatten_dict(shapes, sep="/"), flatten_dict(tree, sep="/")
+    both = [name for name in expected if name in given]
+    reshaped = [name for name in both if np.shape(given[name]) != tuple(expected[name].shape)]
+    cast = {
+        name: np.asarray(given[name], expected[name].dtype) for name in both if name not in reshaped
+    }  # fmt: skip
+    faults = {
+        "missing": [name for name in expected if name not in given],
+        "without a place": [name for name in given if name not in expected],
+        "of another shape": [
+            f"{name} {list(np.shape(given[name]))} where {list(expected[name].shape)} is expected"
+            for name in reshaped
+        ],
+        "not finite": [name for name, value in cast.items() if not np.isfinite(value).all()],
+    }
+    told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
+    if told:
+        raise WeightsError(f"the weights of {what} do not fit this network: {'; '.join(told)}")
+    tree = unflatten_dict(cast, sep="/")
+    return tree
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """The file named, or a WeightsError that says what is there instead."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise WeightsError(f"{file} is a folder: name the file of weights in it")
+    if not file.is_file():
+        raise WeightsError(f"there is no file {file}")
+    return file
+
+
+def plain(tensor: np.ndarray) -> np.ndarray:
+    """bfloat16 as float32, which holds it exactly; any other type as it is."""
+    return tensor.astype(np.float32) if tensor.dtype == ml_dtypes.bfloat16 else tensor
+
+
+def _some(names: Iterable[str]) -> str:
+    """'a, b, c and 12 more are'."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return f"{', '.join(listed[:SHOWN])}{more} {'is' if len(listed) == 1 else 'are'}"

@@ -1,0 +1,364 @@
+"""Swin Transformers, version 2 (res-post-norm, cosine attention, log-spaced position bias) and version 1.
+
+Source: spec dark_secrets.md 1.2; version 1 as SimMIM's code has it (fixtures). A stage's width doubles and its map halves
+from the one before: width * 2^i channels at a stride of patch * 2^i pixels.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from mim_jax.models.attention import Projections
+from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.layers import Dense, LayerNorm, Mlp, drop_path
+from mim_jax.models.positions import RelativePositionBias, relative_index
+from mim_jax.models.windows import (
+    SHIFT_MASK,
+    WindowPlan,
+    attention_geometry,
+    cut,
+    join,
+    log_offsets,
+    plan_windows,
+    shift_regions,
+)
+
+CPB_HIDDEN = 512
+MAX_LOGIT_SCALE = math.log(100.0)
+_DEEP = (2, 2, 18, 2)
+
+# What a name of a size stands for. "mu" is for tests, "nano" for CPUs (32 px images in patches of 2 or 4 px).
+SWIN_VARIANTS: dict[str, dict[str, Any]] = {
+    "swinv2_t": dict(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+    "swinv2_s": dict(width=96, depths=_DEEP, heads=(3, 6, 12, 24)),
+    "swinv2_b": dict(width=128, depths=_DEEP, heads=(4, 8, 16, 32)),
+    "swinv2_l": dict(width=192, depths=_DEEP, heads=(6, 12, 24, 48)),
+    "swinv2_h": dict(width=352, depths=_DEEP, heads=(11, 22, 44, 88)),
+    "swinv2_mu": dict(width=16, depths=(2, 2), heads=(2, 4)),
+    "swinv2_nano": dict(width=48, depths=(2, 2), heads=(3, 6)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """Hyper-parameters of a Swin; per stage: depths, heads, windows (in tokens), pretrained_windows, use_shift.
+
+    Raises:
+        ValueError: where these do not fit together.
+    """
+
+    image_size: tuple[int, int] = (192, 192)
+    patch: int = 4
+    width: int = 96  # of the first stage
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    windows: tuple[int, ...] = (12, 12, 12, 6)  # a map no larger than its window is one window, never shifted
+    pretrained_windows: tuple[int, ...] | None = (
+        None  # the position bias' own scale; None or 0 = the windows themselves
+    )
+    use_shift: tuple[bool, ...] | None = None  # None = in all stages; odd blocks of a stage shift
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0  # of the last block; linear over all blocks from 0
+    norm_eps: float = 1e-5
+    version: int = 2  # 1 = pre-norm, bias table, scaled dot product
+    remat: str = "none"  # none | block (keep block inputs only) | dots (keep matmul results)
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.version not in (1, 2):
+            raise ValueError(f"the version of a Swin is 1 or 2, not {self.version!r}")
+        for name in ("heads", "windows", "pretrained_windows", "use_shift"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.depths):
+                raise ValueError(
+                    f"{name}={given} has {len(given)} entries for {len(self.depths)} stages (depths={self.depths})"
+                )
+        if min(*self.depths, *self.windows) < 1:
+            raise ValueError(f"depths={self.depths} and windows={self.windows} must be at least 1")
+        for stage, heads in enumerate(self.heads):
+            if self.widths[stage] % heads:
+                raise ValueError(
+                    f"{heads} heads do not divide the width of {self.widths[stage]} of stage {stage}"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, the first stage's map."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix(self) -> int:
+        """0: no CLS."""
+        return 0
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens of the first stage."""
+        return self.num_patches
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Linear over all blocks: 0 for the first, `drop_path` for the last."""
+        return tuple(float(rate) for rate in np.linspace(0.0, self.drop_path, self.depth))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every stage."""
+        return tuple(self.width * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def features(self) -> int:
+        """Channels of the last stage."""
+        return self.widths[-1]
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of every stage's map; merging rounds up."""
+        rows, columns = self.grid
+        return tuple((-(-rows // 2**stage), -(-columns // 2**stage)) for stage in range(len(self.depths)))
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the last stage's map."""
+        return self.maps[-1]
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of a cell of the last stage."""
+        return self.patch * 2 ** (len(self.depths) - 1)
+
+    @property
+    def stage_of(self) -> tuple[int, ...]:
+        """The stage of every block."""
+        return tuple(stage for stage, depth in enumerate(self.depths) for _ in range(depth))
+
+    @property
+    def plans(self) -> tuple[WindowPlan, ...]:
+        """How every block cuts its map; every second one of a stage is shifted, where the stage shifts at all."""
+        shifts = self.use_shift or (True,) * len(self.depths)
+        return tuple(
+            plan_windows(self.maps[stage], self.windows[stage], shifts[stage] and bool(index % 2))
+            for stage, depth in enumerate(self.depths)
+            for index in range(depth)
+        )
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        blocks, windows = ("-".join(map(str, x)) for x in (self.depths, self.windows))
+        return f"Swin V{self.version} width {self.width}, depths {blocks}, windows {windows}"
+
+    @property
+    def geometry(self) -> tuple[AttentionGeometry, ...]:
+        """Where the tokens of every block's attention lie; padding has the label -1 (`windows.attention_geometry`)."""
+        return tuple(
+            attention_geometry(plan, float(self.patch * 2**stage))
+            for plan, stage in zip(self.plans, self.stage_of, strict=True)
+        )
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x / max(|x|, 1e-12) over the last axis; a row of zeros (the key of padding) stays, with a finite gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.maximum(jnp.sqrt(jnp.where(square > 0, square, 1.0)), 1e-12)
+
+
+class WindowAttention(nn.Module):
+    """Attention inside the windows of one block.
+
+    Where the collection "attention" is mutable it is given `log_weights`: log softmax of the logits, float32 (at least)
+    [B, windows, heads, tokens, tokens], query before key.
+    """
+
+    config: SwinConfig
+    index: int
+
+    def setup(self) -> None:
+        c, stage = self.config, self.config.stage_of[self.index]
+        self.width, self.heads, self.plan = c.widths[stage], c.heads[stage], c.plans[self.index]
+        self.qkv = Projections(self.width, "qv" if c.version == 2 else "qkv", c.dtype)
+        self.proj = Dense(self.width, dtype=c.dtype)
+        if c.version == 1:
+            self.relative_position_bias = RelativePositionBias(self.plan.window, self.heads, cls=False)
+            return
+        known = c.pretrained_windows[stage] if c.pretrained_windows else 0
+        self.reference = (known, known) if known else self.plan.window
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(math.log(10.0)), (self.heads, 1, 1)
+        )
+        # The bias stays in float32: its logits go up to 16.
+        self.cpb_fc1, self.cpb_fc2 = Dense(CPB_HIDDEN), Dense(self.heads, use_bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The map's tokens [B, rows * columns, C] to the same shape."""
+        windows = cut(x, self.plan)
+        batch, count, tokens, _ = windows.shape
+        q, k, v = (
+            t.reshape(batch * count, tokens, self.heads, -1).transpose(0, 2, 1, 3)
+            for t in self.qkv(windows.reshape(batch * count, tokens, self.width), tokens, tokens)
+        )
+        logits = self._logits(q, k).reshape(batch, count, self.heads, tokens, tokens)
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.sow("attention", "log_weights", jax.nn.log_softmax(logits, axis=-1))
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(-1, self.heads, tokens, tokens)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
+        return join(self.proj(out.reshape(batch, count, tokens, self.width)), self.plan)
+
+    def _logits(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """Of [B * windows, heads, tokens, d], in float32 at least; position bias and shift mask added."""
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        if self.config.version == 1:
+            q, bias = q * q.shape[-1] ** -0.5, self.relative_position_bias()
+        else:
+            scale = jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE))
+            dtype = q.dtype
+            q, k = (_unit(q.astype(wide)) * scale).astype(dtype), _unit(k.astype(wide)).astype(dtype)
+            bias = self.position_bias(wide)
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide) + bias
+        regions = shift_regions(self.plan)
+        if regions is None:
+            return logits
+        # From labels, not as one array: 30 x 30 windows would be constants of 100 MB and more in the program.
+        labels = jnp.asarray(regions)
+        mask = jnp.where(labels[:, :, None] == labels[:, None, :], 0.0, SHIFT_MASK).astype(wide)
+        return (logits.reshape(-1, *mask.shape[:1], *logits.shape[1:]) + mask[:, None]).reshape(logits.shape)
+
+    def position_bias(self, wide: DTypeLike) -> jax.Array:
+        """16 sigmoid(MLP(log-spaced offset)), [heads, tokens, tokens]."""
+        offsets = jnp.asarray(log_offsets(self.plan.window, self.reference), wide)
+        table = 16.0 * jax.nn.sigmoid(self.cpb_fc2(jax.nn.relu(self.cpb_fc1(offsets))))
+        return table[relative_index(self.plan.window, False)].transpose(2, 0, 1)
+
+
+class SwinBlock(nn.Module):
+    """Version 2: x += norm(attention(x)); x += norm(mlp(x)). Version 1: x += attention(norm(x)); x += mlp(norm(x))."""
+
+    config: SwinConfig
+    index: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
+        """[B, rows * columns, C] to the same shape; drop_keys as in `Swin.run`."""
+        c = self.config
+        branches: tuple[nn.Module, ...] = (
+            WindowAttention(c, self.index, name="attn"),
+            Mlp(int(x.shape[-1] * c.mlp_ratio), c.dtype, name="mlp"),
+        )
+        for number, branch in enumerate(branches):
+            norm = LayerNorm(c.norm_eps, c.dtype, name=f"norm{number + 1}")
+            out = norm(branch(x)) if c.version == 2 else branch(norm(x))
+            x = x + drop_path(out, c.drop_path_rates[self.index], drop_keys, salt=2 * self.index + number)
+        return x
+
+
+class Merging(nn.Module):
+    """Halves a map: four phases side by side, 4C -> 2C. The norm comes after the reduction (version 1: before it)."""
+
+    config: SwinConfig
+    stage: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, rows * columns, C] to [B, halves of both, 2C]; odd sides are padded with zeros."""
+        c = self.config
+        (rows, columns), (half_rows, half_columns) = c.maps[self.stage], c.maps[self.stage + 1]
+        x = x.reshape(len(x), rows, columns, x.shape[-1])
+        x = jnp.pad(x, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        x = x.reshape(len(x), half_rows, 2, half_columns, 2, -1)
+        # (row, column) phases in the order (0, 0), (1, 0), (0, 1), (1, 1)
+        x = x.transpose(0, 1, 3, 4, 2, 5).reshape(len(x), half_rows * half_columns, -1)
+        reduction = Dense(x.shape[-1] // 2, use_bias=False, dtype=c.dtype, name="reduction")
+        norm = LayerNorm(c.norm_eps, c.dtype, name="norm")
+        return norm(reduction(x)) if c.version == 2 else reduction(norm(x))
+
+
+def _block_class(remat: str) -> type[nn.Module]:
+    if remat == "none":
+        return SwinBlock
+    policies = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    if remat not in policies:
+        raise ValueError(f"model.remat is none, block or dots, not {remat!r}")
+    return nn.remat(SwinBlock, prevent_cse=False, policy=policies[remat])
+
+
+class Swin(nn.Module):
+    """The encoder; the methods compose `embed`, `run` and `final_norm`, as they do with a ViT."""
+
+    config: SwinConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.patch_embed = Dense(c.width, dtype=c.dtype)
+        self.patch_norm = LayerNorm(c.norm_eps, c.dtype)
+        block = _block_class(c.remat)
+        self.blocks = [block(c, index, name=f"block_{index:02d}") for index in range(c.depth)]
+        self.merge = [Merging(c, stage, name=f"merge_{stage}") for stage in range(len(c.depths) - 1)]
+        self.norm = LayerNorm(c.norm_eps, c.dtype)
+
+    def embed(self, patches: jax.Array) -> jax.Array:
+        """Projects and norms patch vectors, [B, L, p p 3] to [B, L, C]."""
+        return self.patch_norm(self.patch_embed(patches))
+
+    def tokens(self, patches: jax.Array) -> jax.Array:
+        """What `run` takes: `embed`, as there are neither CLS nor absolute positions."""
+        return self.embed(patches)
+
+    def run(self, x: jax.Array, *, drop_keys: jax.Array | None = None) -> list[jax.Array]:
+        """All stages, before the final norm.
+
+        Args:
+            x: tokens of the first stage [B, L, C], all of them, raster order.
+            drop_keys: typed keys [B] for drop path; None in evaluation.
+        Returns:
+            the tokens after every block, [B, rows * columns, channels] of its stage, before the next merging.
+        """
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            stage = self.config.stage_of[index]
+            if index and stage != self.config.stage_of[index - 1]:
+                x = self.merge[stage - 1](x)
+            x = block(x, drop_keys)
+            outputs.append(x)
+        return outputs
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        """Of the last stage's tokens [..., features]."""
+        return self.norm(x)
+
+    def pooled(self, x: jax.Array, pool: str) -> jax.Array:
+        """What a classifier's head reads of the last block's tokens [B, n, features]: the mean of the normed ones."""
+        return jnp.mean(self.final_norm(x), axis=1)
+
+    def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        """The tokens after every block (not normed) and after the final norm."""
+        outputs = self.run(self.tokens(patches))
+        return outputs, self.final_norm(outputs[-1])
+
+    def stages(self, patches: jax.Array) -> list[jax.Array]:
+        """The map after every stage, [B, rows, columns, channels], before merging and not normed (dense tasks)."""
+        outputs = self.run(self.tokens(patches))
+        last = [end - 1 for end in itertools.accumulate(self.config.depths)]
+        return [
+            outputs[index].reshape(len(patches), *grid, -1)
+            for index, grid in zip(last, self.config.maps, strict=True)
+        ]
+
+    def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
+        """Whole images as patches [B, L, p p 3] to the normed tokens of the last stage [B, cells, features]."""
+        return self.final_norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])

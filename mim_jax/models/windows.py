@@ -1,0 +1,161 @@
+"""How a map of tokens is cut into windows (spec dark_secrets.md 1.2): sizes, labels and tables, numpy, at trace time.
+
+Everything here follows from shapes. Only `cut` and `join` and their parts touch values; nothing is ever a parameter.
+"""
+
+import dataclasses
+import functools
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from mim_jax.models.geometry import AttentionGeometry
+
+PADDING = -1
+"""Label of the tokens that only fill up the last windows."""
+Array = TypeVar("Array", jax.Array, np.ndarray)
+SHIFT_MASK = -100.0
+"""Added to the logits of a pair of tokens that lie in different parts of a shifted window: finite, as everywhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPlan:
+    """How one block cuts its map; all sizes are (rows, columns) in tokens."""
+
+    grid: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The map after zeros at the bottom and at the right made it a multiple of the window."""
+        return (
+            -(-self.grid[0] // self.window[0]) * self.window[0],
+            -(-self.grid[1] // self.window[1]) * self.window[1],
+        )
+
+    @property
+    def count(self) -> int:
+        """Windows of an image."""
+        return self.padded[0] * self.padded[1] // self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window."""
+        return self.window[0] * self.window[1]
+
+
+def plan_windows(grid: tuple[int, int], window: int, shifted: bool) -> WindowPlan:
+    """The windows of a block: along an axis no longer than the window, one window of the map's size and no shift.
+
+    Each axis for itself, as timm has it: a map of 6x12 in windows of 12 is one window of 6x12. On square maps this is the
+    official rule; on others the official code takes square windows of the shorter side.
+    """
+    sides = (min(grid[0], window), min(grid[1], window))
+    shift = tuple(
+        side // 2 if shifted and cells > side else 0 for cells, side in zip(grid, sides, strict=True)
+    )
+    return WindowPlan(grid, sides, (shift[0], shift[1]))
+
+
+def partition(x: Array, window: tuple[int, int]) -> Array:
+    """[B, rows, columns, C], multiples of the window, to [B, windows, tokens, C]; both in raster order."""
+    batch, rows, columns, channels = x.shape
+    high, wide = window
+    x = x.reshape(batch, rows // high, high, columns // wide, wide, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, -1, high * wide, channels)
+
+
+def reverse(windows: jax.Array, window: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """The inverse of `partition`: [B, windows, tokens, C] to [B, rows, columns, C], grid = (rows, columns)."""
+    batch, _, _, channels = windows.shape
+    high, wide = window
+    x = windows.reshape(batch, grid[0] // high, grid[1] // wide, high, wide, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *grid, channels)
+
+
+def cut(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    """The map's tokens [B, rows * columns, C] to those of its windows [B, windows, tokens, C].
+
+    Padded first, rolled second (the dense-task code's order, and transformers'; timm rolls first).
+    """
+    x = x.reshape(len(x), *plan.grid, x.shape[-1])
+    if plan.padded != plan.grid:
+        bottom, right = plan.padded[0] - plan.grid[0], plan.padded[1] - plan.grid[1]
+        x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    if any(plan.shift):
+        x = jnp.roll(x, (-plan.shift[0], -plan.shift[1]), axis=(1, 2))
+    return partition(x, plan.window)
+
+
+def join(windows: jax.Array, plan: WindowPlan) -> jax.Array:
+    """The inverse of `cut`; what stands at padding is dropped."""
+    x = reverse(windows, plan.window, plan.padded)
+    if any(plan.shift):
+        x = jnp.roll(x, plan.shift, axis=(1, 2))
+    x = x[:, : plan.grid[0], : plan.grid[1]]
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+@functools.lru_cache(maxsize=64)
+def shift_regions(plan: WindowPlan) -> npt.NDArray[np.int64] | None:
+    """Labels [windows, tokens] of the parts of shifted windows; None without a shift.
+
+    Along an axis of the rolled, padded map: [0, -window), [-window, -shift), [-shift, end). Tokens of different labels
+    must not attend to each other. Padding has no label of its own here: in the network it is a key like any other
+    (key 0, value the projection's bias), as in the official dense-task code.
+    """
+    if not any(plan.shift):
+        return None
+    rows, columns = (
+        (np.arange(length) >= length - side).astype(np.int64) + (np.arange(length) >= length - shift)
+        if shift
+        else np.zeros(length, np.int64)
+        for length, side, shift in zip(plan.padded, plan.window, plan.shift, strict=True)
+    )
+    labels = 3 * rows[:, None] + columns[None, :]
+    return partition(labels[None, ..., None], plan.window)[0, ..., 0]
+
+
+@functools.lru_cache(maxsize=64)
+def token_places(plan: WindowPlan) -> npt.NDArray[np.int64]:
+    """The raster index in the map of every token of every window, [windows, tokens]; `PADDING` where there is none."""
+    places = np.full(plan.padded, PADDING)
+    places[: plan.grid[0], : plan.grid[1]] = np.arange(plan.grid[0] * plan.grid[1]).reshape(plan.grid)
+    places = np.roll(places, (-plan.shift[0], -plan.shift[1]), axis=(0, 1))
+    return partition(places[None, ..., None], plan.window)[0, ..., 0]
+
+
+def window_coordinates(window: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """(row, column) of the tokens of a window, [tokens, 2]."""
+    return np.moveaxis(np.indices(window), 0, -1).reshape(-1, 2)
+
+
+def log_offsets(window: tuple[int, int], reference: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The inputs of the log-spaced position bias, float64 [(2 rows - 1)(2 columns - 1), 2]: g of every offset.
+
+    u = 8 delta / (reference - 1); g = sign(u) log2(|u| + 1) / log2(8), delta = -(side - 1) .. side - 1, raster order: the
+    rows that `positions.relative_index` names. reference: the window of pre-training; one of 1 is divided by 1.
+    """
+    axes = []
+    for side, known in zip(window, reference, strict=True):
+        u = 8.0 * np.arange(-(side - 1), side) / max(known - 1, 1)
+        axes.append(np.sign(u) * np.log2(np.abs(u) + 1.0) / np.log2(8.0))
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def attention_geometry(plan: WindowPlan, pixels: float) -> AttentionGeometry:
+    """Where a block's tokens lie; `pixels`: side of a token.
+
+    Regions are `shift_regions`' labels (0 without a shift), and `PADDING` = -1 for padding. The network does attend to
+    padding; an analysis must not, as padding lies nowhere: it drops -1 as a key and does not count it as a query.
+    """
+    regions, padding = shift_regions(plan), token_places(plan) == PADDING
+    if padding.any():
+        regions = np.where(padding, PADDING, 0 if regions is None else regions)
+    return AttentionGeometry(
+        coordinates=window_coordinates(plan.window), pixels=pixels, windows=plan.count, regions=regions
+    )

@@ -1,0 +1,210 @@
+"""python -m mim_jax.tokenize --config=configs/mapet.py[:PRESET] --config.method.weights=FILE --config.method.tokens=DIR ...
+
+Token ids of every image of a run's training split, computed once (spec mapet.md 8). The configuration is that of the run which is
+to learn from them: source, split, view and grid are its own. Every host writes its share of the shards; where the command was
+stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as patches of images, and how they are used.
+
+Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command goes on).
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mim_jax.codes_report import most_used, write_codes_report
+from mim_jax.config.check import ConfigError, check
+from mim_jax.config.files import assignments, load, override
+from mim_jax.config.resolve import image_size, resolve_model
+from mim_jax.config.schema import Config, resolved
+from mim_jax.data import DataError, InputSpec, Source, TokenWriter, evaluation_batches, open_source
+from mim_jax.data.placement import OwnDevices
+from mim_jax.methods import check_options
+from mim_jax.methods.token_method import TokenOptions
+from mim_jax.targets.pixels import to_unit
+from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
+from mim_jax.tokenizers.usage import usage_and_perplexity
+from mim_jax.training import distributed
+from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.watching.log import say
+
+USAGE_ERROR = 2
+BATCH = 256
+ROWS_PER_SHARD = 16_384
+"""Images of a shard: what is computed again after a stop."""
+REPORT_SECONDS = 30.0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
+    """The run's configuration, its token options and the number of images in a batch.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    parser = _Parser("python -m mim_jax.tokenize", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
+    parser.add_argument(
+        "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
+    )
+    given, others = parser.parse_known_args(argv)
+    config = check(override(load(given.config), assignments(others)))
+    options = check_options(config)
+    if not isinstance(options, TokenOptions):
+        raise ConfigError(
+            f"{given.config} predicts no token ids: name the configuration of a method that does"
+        )
+    for key in ("weights", "tokens"):
+        if not getattr(options, key):
+            raise ConfigError(f"config.method.{key} is empty: {_MEANING[key]}")
+    if config.augment.crop == "random_resized" or config.augment.flip:
+        raise ConfigError(
+            "token ids are kept for one fixed view of each image, but this configuration has random crops or flips: pass"
+            " --config.augment.crop=centre_square --config.augment.flip=False, here and in the run"
+        )
+    return config, options, given.batch_size
+
+
+_MEANING = {
+    "weights": "pass the tokenizer's file, --config.method.weights=FILE",
+    "tokens": "pass the directory to write, --config.method.tokens=DIR",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
+    try:
+        config, options, batch_size = parse(argv)
+        distributed.join()
+        return tokenize(config, options, batch_size)
+    except (ConfigError, DataError) as error:
+        print(f"mim_jax: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> int:
+    """Writes the cache `options.tokens` for the training split of `config`; the exit code."""
+    tokenizer = open_tokenizer(options.tokenizer, options.weights)
+    model = resolve_model(config.model, jax.default_backend())
+    patch, (height, width) = resolved(model.patch), image_size(model)
+    refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
+    d = config.data
+    source = open_source(
+        d.source,
+        d.split,
+        seed=config.seed,
+        on_bad_image=d.on_bad_image,
+        data_dir=d.data_dir,
+        crops_per_picture=d.crops_per_picture,
+    )
+    spec = InputSpec(tokenizer.image_size, config.augment.crop, resample=tokenizer.resample)
+    writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
+    say(f"data     {source.describe()}")
+    say(
+        f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
+    )
+    with Shutdown() as shutdown:
+        finished = _write(tokenizer, source, spec, writer, d.threads, batch_size, shutdown)
+    if not finished:
+        say("asked to stop; the same command goes on from the shards that are written")
+        return EXIT_AGAIN
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all shards are written")
+    if jax.process_index() == 0:
+        counts = np.zeros(tokenizer.vocabulary, np.int64)
+        for shard in range(writer.num_shards):
+            counts += np.bincount(np.ravel(writer.shard(shard)), minlength=tokenizer.vocabulary)
+        usage, perplexity = usage_and_perplexity(counts)
+        examples = most_used(source, spec, tokenizer.grid, counts, writer.shard(0))
+        writer.finish()
+        say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
+        page = Path(f"{writer.path}.html")
+        facts = {
+            "tokens": str(writer.path),
+            "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",
+            "images": source.describe(),
+            "view": f"{spec.crop}, {spec.size[0]} x {spec.size[1]} px",
+        }
+        write_codes_report(page, f"{tokenizer.name} tokens of {source.name}", facts, counts, examples)
+        say(f"cache    {writer.path}\nreport   {page}")
+    return 0
+
+
+def _header(tokenizer: Tokenizer, source: Source, spec: InputSpec) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocabulary": tokenizer.vocabulary,
+        "grid": tokenizer.grid,
+        "view": spec.crop,
+        "size": spec.size,
+        "source": source.name,
+        "length": len(source),
+        "source_fingerprint": source.fingerprint,
+    }
+
+
+def _write(
+    tokenizer: Tokenizer,
+    source: Source,
+    spec: InputSpec,
+    writer: TokenWriter,
+    threads: int,
+    batch_size: int,
+    shutdown: Shutdown,
+) -> bool:
+    """Writes this host's missing shards; False = asked to stop before the end.
+
+    A host works on its own devices alone: hosts may be at different speeds, and one that is restarted disturbs no other.
+    """
+    own_devices = OwnDevices()
+    params = jax.device_put(tokenizer.params, own_devices.whole)
+    batch_size = own_devices.divisible(batch_size)
+
+    @jax.jit
+    def ids(params: Any, images: jax.Array) -> jax.Array:
+        # Ids are an argmin over close distances: no TF32, so that other machines find the same.
+        with jax.default_matmul_precision("highest"):
+            return tokenizer.ids(params, to_unit(images))
+
+    own = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
+    total, done = sum(len(writer.rows(shard)) for shard in own), 0
+    if len(own) < writer.num_shards:
+        say(f"shards   {len(own)} of {writer.num_shards} are this process's to write")
+    started = said = time.perf_counter()
+    for shard in own:
+        examples, parts = writer.rows(shard), []
+        batches = evaluation_batches(
+            source, spec, batch_size=batch_size, first=examples.start, limit=len(examples), threads=threads
+        )
+        for batch in batches:
+            if shutdown.requested:
+                batches.close()
+                return False
+            parts.append(
+                np.asarray(ids(params, jax.device_put(batch["image"], own_devices.rows)))[batch["valid"]]
+            )
+            done += len(parts[-1])
+            now = time.perf_counter()
+            if now - said > REPORT_SECONDS:
+                said, speed = now, done / (now - started)
+                say(
+                    f"tokenized {done} of {total} images, {speed:.0f} images/s, left {(total - done) / speed / 60:.0f} min"
+                )
+        writer.write(shard, np.concatenate(parts))
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""A sample of a teacher's features of all images, kept as files: k-means passes over them many times, the teacher once.
+
+features-00000.npy holds those of the first CHUNK images, and so on. Which patches of an image are taken is a function of (seed,
+image) alone, so that any number of hosts makes the same files, and a pass that was stopped goes on.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from mim_jax.data import InputSpec, Source, evaluation_batches
+from mim_jax.data.keys import permutation, uniforms
+from mim_jax.data.placement import OwnDevices
+from mim_jax.models.vit import Params
+from mim_jax.targets.pixels import to_unit
+from mim_jax.tokenizers.teachers import Teacher
+
+CHUNK = 1024
+REPORT_SECONDS = 30.0
+Features = npt.NDArray[np.floating[Any]]
+
+
+class FeatureFiles:
+    """The files of one source and teacher in a folder.
+
+    share: expected share of an image's patches that is kept. dtype: of the files.
+    """
+
+    def __init__(
+        self, folder: Path, source: Source, teacher: Teacher, *, share: float, seed: int, dtype: str
+    ) -> None:
+        self.folder, self._source, self._teacher = folder, source, teacher
+        self._share, self._seed, self._dtype = share, seed, np.dtype(dtype)
+        self.num_files = -(-len(source) // CHUNK)
+
+    def describe(self) -> str:
+        """How many features there will be, and what they take on the disk."""
+        count = self._share * len(self._source) * self._teacher.grid[0] * self._teacher.grid[1]
+        size = count * self._teacher.width * self._dtype.itemsize / 2**20
+        return f"about {count:.0f} features of {self._teacher.width} numbers, {size:.0f} MiB in {self.folder}"
+
+    def write(
+        self,
+        params: Params,
+        spec: InputSpec,
+        *,
+        batch_size: int,
+        threads: int,
+        stop: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> bool:
+        """Writes this host's missing files; False = stop() said so before the end.
+
+        spec: the view, of the teacher's size.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own_devices = OwnDevices()
+        placed = jax.device_put(params, own_devices.whole)
+        batch_size = own_devices.divisible(batch_size)
+
+        @jax.jit
+        def features(params: Params, images: jax.Array) -> jax.Array:
+            return self._teacher.features(params, to_unit(images))
+
+        missing = [number for number in range(self.num_files) if not self._file(number).exists()]
+        own = [number for number in missing if number % jax.process_count() == jax.process_index()]
+        started = said = time.perf_counter()
+        for done, number in enumerate(own):
+            kept = []
+            batches = evaluation_batches(
+                self._source, spec, batch_size=batch_size, first=number * CHUNK, limit=CHUNK, threads=threads
+            )
+            for batch in batches:
+                if stop():
+                    batches.close()
+                    return False
+                made = np.asarray(features(placed, jax.device_put(batch["image"], own_devices.rows)))
+                kept += [
+                    made[row, self._chosen(int(batch["index"][row]))]
+                    for row in np.flatnonzero(batch["valid"])
+                ]
+            self._save(number, np.concatenate(kept).astype(self._dtype))
+            if time.perf_counter() - said > REPORT_SECONDS:
+                said = time.perf_counter()
+                left = (said - started) / (done + 1) * (len(own) - done - 1)
+                say(f"features of {done + 1} of {len(own)} x {CHUNK} images, left {left / 60:.0f} min")
+        return True
+
+    def __call__(self) -> Iterator[tuple[Features, npt.NDArray[np.int64]]]:
+        """This host's parts [n, width] and their numbers among those of all hosts [n]; from the disk, which all share."""
+        start = 0
+        for number in range(self.num_files):
+            part: Features = np.load(self._file(number), mmap_mode="r", allow_pickle=False)
+            if number % jax.process_count() == jax.process_index() and len(part):
+                yield part, np.arange(start, start + len(part))
+            start += len(part)
+
+    def _chosen(self, index: int) -> npt.NDArray[np.int64]:
+        """Patches of an image that are kept, ascending: all alike likely, and `share` of them on average."""
+        patches = self._teacher.grid[0] * self._teacher.grid[1]
+        (extra,) = uniforms(1, self._seed, "share", index)
+        count = min(patches, int(self._share * patches + extra))
+        return np.sort(permutation(patches, self._seed, "patches", index)[:count])
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"features-{number:05d}.npy"
+
+    def _save(self, number: int, features: Features) -> None:
+        temporary = self.folder / f".{self._file(number).name}.{os.getpid()}"
+        with temporary.open("wb") as stream:
+            np.save(stream, features, allow_pickle=False)
+        temporary.replace(self._file(number))

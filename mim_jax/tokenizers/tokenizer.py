@@ -1,0 +1,203 @@
+"""Tokenizers from files: images in, token ids out. All are frozen (spec mapet.md 8)."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
+
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.interop.files import WeightsError, existing, fit, read_weights, write_weights
+from mim_jax.interop.teachers import dalle_from, vqkd_from
+from mim_jax.interop.vit import HEAD_WIDTH
+from mim_jax.models.dalle import DalleConfig, DalleEncoder
+from mim_jax.models.dalle import map_pixels as dalle_pixels
+from mim_jax.models.vit import Params
+from mim_jax.models.vqkd import Vqkd, VqkdConfig
+from mim_jax.models.vqkd import map_pixels as vqkd_pixels
+from mim_jax.targets.pixels import patchify
+from mim_jax.targets.tokens import nearest_centroid
+from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher
+
+NAMES = ("pixels", "kclip", "vqkd", "dalle")
+METADATA = "mim_jax_tokenizer"
+"""Key of a file's metadata under which the facts of the teacher lie."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """ids: (params, images [B, H, W, 3] in [0, 1] of `image_size`) -> int32 [B, L], row-major.
+
+    fingerprint: of weights and facts, 16 hexadecimal digits. resample: filter by which images get their size.
+    teacher: of a k-means; None for the others. centroids are params["centroids"] then.
+    """
+
+    name: str
+    fingerprint: str
+    vocabulary: int
+    image_size: Size
+    grid: Size
+    params: Params
+    ids: Callable[[Params, jax.Array], jax.Array]
+    resample: str = "bicubic"
+    teacher: Teacher | None = None
+
+
+def open_tokenizer(name: str, path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a file.
+
+    Args:
+        name: pixels, kclip (both: a file of the task `tokenizer`), vqkd or dalle (converted official weights).
+    Raises:
+        ConfigError: unknown name, or a file of another tokenizer.
+        WeightsError: the file cannot be read, or its weights do not fit.
+    """
+    one_of("config.method.tokenizer", name, NAMES)
+    state = read_weights(path)
+    facts = _metadata(path)
+    try:
+        return {"pixels": _kmeans, "kclip": _kmeans, "vqkd": _vqkd, "dalle": _dalle}[name](
+            name, path, state, facts
+        )
+    except WeightsError as error:
+        raise WeightsError(f"config.method.weights={path}: {error}") from error
+
+
+@functools.lru_cache(maxsize=2)
+def opened(name: str, path: str) -> Tokenizer:
+    """`open_tokenizer`, read once: a run builds its method several times."""
+    return open_tokenizer(name, path)
+
+
+def refuse_misfit(tokenizer: Tokenizer, path: str, vocabulary: int, grid: Size) -> None:
+    """Raises ConfigError where a tokenizer's ids are not what a run predicts."""
+    if tokenizer.vocabulary != vocabulary:
+        raise ConfigError(
+            f"{path} has {tokenizer.vocabulary} codes, but config.method.vocabulary={vocabulary}: pass"
+            f" --config.method.vocabulary={tokenizer.vocabulary}"
+        )
+    if tokenizer.grid != grid:
+        raise ConfigError(
+            f"{path} gives {tokenizer.grid[0]} x {tokenizer.grid[1]} ids an image, but the network has {grid[0]} x {grid[1]}"
+            " patches: choose model.image_size and model.patch so that they agree"
+        )
+
+
+def tokenizer_flops(tokenizer: Tokenizer) -> float:
+    """FLOPs of tokenizing one image, as XLA counts them (2 a multiply-add)."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokenizer.params)
+    image = jax.ShapeDtypeStruct((1, *tokenizer.image_size, 3), np.float32)
+    cost: Any = jax.jit(tokenizer.ids).lower(shapes, image).cost_analysis()
+    return float(cost["flops"])
+
+
+def save_kmeans(
+    path: str | os.PathLike[str], teacher: Teacher, params: Params, centroids: np.ndarray
+) -> None:
+    """Writes a k-means tokenizer with its teacher's weights: one file holds all that ids depend on."""
+    flat = {f"teacher/{key}": np.asarray(value) for key, value in flatten_dict(params, sep="/").items()}
+    name = "pixels" if teacher.facts["kind"] == "pixels" else "kclip"
+    facts = json.dumps({"name": name, "teacher": teacher.facts}, sort_keys=True)
+    write_weights(path, {**flat, "centroids": np.asarray(centroids, np.float32)}, {METADATA: facts})
+
+
+def kmeans_ids(teacher: Teacher) -> Callable[[Params, jax.Array], jax.Array]:
+    """Nearest centroid (squared Euclidean) of the teacher's features."""
+
+    def ids(params: Params, images: jax.Array) -> jax.Array:
+        return nearest_centroid(teacher.features(params["teacher"], images), params["centroids"])
+
+    return ids
+
+
+def _kmeans(
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+) -> Tokenizer:
+    if not facts or "centroids" not in state:
+        raise ConfigError(f"{path} is no tokenizer of ours: make one with --config=configs/tokenizer.py")
+    if facts["name"] != name:
+        raise ConfigError(
+            f"{path} is a {facts['name']} tokenizer, but config.method.tokenizer is {name}: pass"
+            f" --config.method.tokenizer={facts['name']}"
+        )
+    teacher = make_teacher(facts["teacher"])
+    weights = {
+        key.removeprefix("teacher/"): value for key, value in state.items() if key.startswith("teacher/")
+    }
+    params = {"centroids": state["centroids"], "teacher": unflatten_dict(weights, sep="/")}
+    return Tokenizer(
+        name,
+        _fingerprint(state, facts),
+        len(state["centroids"]),
+        teacher.image_size,
+        teacher.grid,
+        params,
+        kmeans_ids(teacher),
+        teacher=teacher,
+    )
+
+
+def _vqkd(
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+) -> Tokenizer:
+    tree = vqkd_from(state)
+    encoder, (codes, code_width) = tree["encoder"], tree["codebook"].shape
+    patch = round((encoder["patch_embed"]["kernel"].shape[0] / 3) ** 0.5)
+    side = patch * round((encoder["pos_embed"].shape[1] - 1) ** 0.5)
+    width = encoder["cls_token"].shape[-1]
+    vit = dataclasses.replace(
+        VqkdConfig().encoder,
+        image_size=(side, side),
+        patch=patch,
+        width=width,
+        depth=sum(key.startswith("block_") for key in encoder),
+        heads=width // HEAD_WIDTH,
+    )
+    config = VqkdConfig(vit, code_width, codes)
+    example = jax.ShapeDtypeStruct((1, vit.num_patches, 3 * patch**2), np.float32)
+    params = fit(jax.eval_shape(Vqkd(config).init, jax.random.key(0), example)["params"], tree, str(path))
+
+    def ids(params: Params, images: jax.Array) -> jax.Array:
+        return Vqkd(config).apply({"params": params}, patchify(vqkd_pixels(images), patch), method="ids")  # type: ignore[return-value]
+
+    return Tokenizer(name, _fingerprint(state, facts), codes, config.image_size, config.grid, params, ids)
+
+
+def _dalle(
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+) -> Tokenizer:
+    tree = dalle_from(state)
+    vocabulary, hidden = tree["output"]["kernel"].shape[-1], tree["input"]["kernel"].shape[-1]
+    config = DalleConfig(hidden=hidden, vocabulary=vocabulary)
+    example = jax.ShapeDtypeStruct((1, *config.image_size, 3), np.float32)
+    params = fit(
+        jax.eval_shape(DalleEncoder(config).init, jax.random.key(0), example)["params"], tree, str(path)
+    )
+
+    def ids(params: Params, images: jax.Array) -> jax.Array:
+        return DalleEncoder(config).apply({"params": params}, dalle_pixels(images), method="ids")  # type: ignore[return-value]
+
+    # BEiT shrinks images for DALL-E with Lanczos' filter.
+    return Tokenizer(
+        name, _fingerprint(state, facts), vocabulary, config.image_size, config.grid, params, ids, "lanczos"
+    )
+
+
+def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    with safe_open(existing(path), framework="np") as opened:
+        return json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+
+
+def _fingerprint(state: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
+    for name in sorted(state):
+        digest.update(f"{name} {state[name].dtype} {state[name].shape}".encode())
+        digest.update(np.ascontiguousarray(state[name]).data)
+    return digest.hexdigest()

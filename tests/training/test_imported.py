@@ -1,0 +1,101 @@
+"""Fine-tuning and probing of somebody else's weights: the network is theirs, and so is what it computes."""
+
+import jax
+import numpy as np
+import pytest
+
+from mim_jax.config.check import ConfigError, check
+from mim_jax.config.files import load, override
+from mim_jax.config.resolve import resolve
+from mim_jax.interop.files import WeightsError, write_weights
+from mim_jax.interop.vit import encoder_from
+from mim_jax.methods import build_method, complete_options
+from mim_jax.models.vit import ViT
+from mim_jax.training.imported import read_imported
+from mim_jax.training.inherit import inherit, with_encoder_of
+
+WIDTH, PATCH, GRID = 64, 4, 4
+
+
+def state(norm: bool = True) -> dict[str, np.ndarray]:
+    """A ViT of two blocks as timm names it."""
+    shapes = {
+        "cls_token": (1, 1, WIDTH),
+        "pos_embed": (1, GRID**2 + 1, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (WIDTH,),
+        "head.weight": (7, WIDTH),
+        "head.bias": (7,),
+    }
+    for block in (0, 1):
+        for name, out, into in (
+            ("attn.qkv", 3 * WIDTH, WIDTH),
+            ("attn.proj", WIDTH, WIDTH),
+            ("mlp.fc1", 4 * WIDTH, WIDTH),
+            ("mlp.fc2", WIDTH, 4 * WIDTH),
+        ):
+            shapes |= {f"blocks.{block}.{name}.weight": (out, into), f"blocks.{block}.{name}.bias": (out,)}
+        for one in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{one}.weight": (WIDTH,), f"blocks.{block}.{one}.bias": (WIDTH,)}
+    if norm:
+        shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    random = np.random.default_rng(0)
+    return {name: 0.1 * random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    write_weights(tmp_path / "vit.safetensors", state())
+    return str(tmp_path / "vit.safetensors")
+
+
+def inherited(file: str, **values):
+    """The configuration of a file as a run has it after inheriting."""
+    return inherit(check(override(load(f"configs/{file}.py"), {"data.batch_size": 8, **values})))
+
+
+def started_from(weights: str, file: str, **more):
+    """A method and its parameters as a run begins that starts from the weights."""
+    config = inherited(file, **{"init": weights, "data.source": "digits", "method.num_classes": 4, **more})
+    resolved = resolve(config, num_examples=800, num_devices=1, platform="cpu")
+    method = build_method(complete_options(resolved))
+    return method, with_encoder_of(weights, method, method.init_params(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("file", ["finetune", "linear_probe"])
+def test_the_encoder_is_theirs(weights, file) -> None:
+    method, params = started_from(weights, file)
+    vit = method.vit
+    assert (vit.width, vit.depth, vit.heads, vit.patch, vit.image_size) == (WIDTH, 2, 1, PATCH, (16, 16))
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    patches = method.clean_patches(images)
+    tree, seen = encoder_from(state())
+    run = jax.jit(lambda tree: ViT(seen.config()).apply({"params": tree}, patches, method="layers")[0][-1])
+    expected = run(tree)
+    made = jax.jit(lambda p: method.encode(p, images).layers[-1])(params)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    fresh = np.allclose(params["encoder"]["norm"]["scale"], 1.0)
+    assert fresh == (file == "finetune")  # the norm after mean pooling is made anew
+
+
+def test_heads_and_what_is_read_for_analyses(weights) -> None:
+    method, _ = started_from(weights, "finetune", **{"model.heads": 4})
+    assert method.vit.heads == 4
+    config, method, params = read_imported(weights)
+    assert config.model.image_size == (16, 16) and method.vit.width == WIDTH
+    np.testing.assert_array_equal(params["encoder"]["cls_token"], state()["cls_token"])
+
+
+def test_refusals(weights, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"set config\.data\.source"):
+        inherited("finetune", init=weights)
+    with pytest.raises(WeightsError, match="there is no file"):
+        inherited("finetune", **{"init": "nowhere.safetensors", "data.source": "digits"})
+    with pytest.raises(WeightsError, match="5 heads do not divide the width 64"):
+        inherited("finetune", **{"init": weights, "data.source": "digits", "model.heads": 5})
+    bare = tmp_path / "bare.safetensors"
+    write_weights(bare, state(norm=False))
+    with pytest.raises(ConfigError, match=r"encoder/norm/bias is absent there"):
+        started_from(str(bare), "linear_probe")
+    with pytest.raises(ConfigError, match="whole encoder: norm"):
+        read_imported(bare)
