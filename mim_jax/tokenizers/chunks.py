@@ -83,9 +83,8 @@ class Points:
         for points, ranks in self._kept():
             place = places[ranks]
             drawn[place[place < count]] = points[place < count]
-        if (
-            jax.process_count() > 1
-        ):  # every row is zero on all hosts but one; in parts, for all hosts' rows come here
+        if jax.process_count() > 1:
+            # A row is zero on all hosts but one. In parts, for the rows of all hosts come to each.
             parts = np.array_split(drawn, -(-count // 1024))
             drawn = np.concatenate([multihost_utils.process_allgather(part).sum(0) for part in parts])
         return drawn
