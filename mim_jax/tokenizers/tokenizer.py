@@ -23,7 +23,7 @@ from mim_jax.models.vit import Params
 from mim_jax.models.vqkd import Vqkd, VqkdConfig
 from mim_jax.models.vqkd import map_pixels as vqkd_pixels
 from mim_jax.targets.pixels import patchify
-from mim_jax.targets.tokens import nearest_centroid
+from mim_jax.tokenizers.assignment import nearest_tiled
 from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher
 
 NAMES = ("pixels", "kclip", "vqkd", "dalle")
@@ -112,7 +112,9 @@ def kmeans_ids(teacher: Teacher) -> Callable[[Params, jax.Array], jax.Array]:
     """Nearest centroid (squared Euclidean) of the teacher's features."""
 
     def ids(params: Params, images: jax.Array) -> jax.Array:
-        return nearest_centroid(teacher.features(params["teacher"], images), params["centroids"])
+        features = teacher.features(params["teacher"], images)
+        ids = nearest_tiled(features.reshape(-1, teacher.width), params["centroids"])
+        return ids.reshape(features.shape[:2])
 
     return ids
 
