@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mim_jax.analysis.evaluator import HeadDiversity
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
@@ -222,6 +223,14 @@ def _evaluators(
             HeldOut(
                 method,
                 lambda: batches(test_source, method.eval_spec, limit=config.eval.heldout_examples),
+                mesh=mesh,
+            )
+        )
+    if config.eval.attention_images:
+        evaluators.append(
+            HeadDiversity(
+                method,
+                lambda: batches(test_source, method.feature_spec, limit=config.eval.attention_images),
                 mesh=mesh,
             )
         )

@@ -116,6 +116,7 @@ class Eval:
     batch_size: int | None = None  # None = data.batch_size
     heldout_examples: int = 2048  # at most so many of the test split
     baselines: bool = True  # at the start and the end: what the result is to be compared with
+    attention_images: int = 0  # held-out images whose attention is analysed; 0 = none
     knn: bool = True
     knn_k: tuple[int, ...] | int = (20,)  # numbers of neighbours; the first is that of eval/knn_top1
     knn_temperature: float = 0.07
@@ -130,6 +131,15 @@ class Checkpoint:
     keep_last: int = 2
     keep_every: int = 0  # steps; 0 = none
     best_metric: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Surgery:
+    """What is done to the encoder of `init` before a run starts from it (spec dark_secrets.md 2.6)."""
+
+    mode: str = "none"  # none | reinit (of the last blocks) | truncate (they are taken away) | shuffle (of the longest stage)
+    blocks: int = 0  # how many are the last; not of shuffle
+    seed: int = 0  # of shuffle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +166,5 @@ class Config:
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init: str | None = (
-        None  # what to take the encoder from: a run's directory, or a ViT as FILE.safetensors; None = random
-    )
+    init: str | None = None  # where the encoder comes from: a run's directory, a ViT as FILE.safetensors; None = random
+    surgery: Surgery = Surgery()

@@ -1,0 +1,45 @@
+"""What finished runs attend to: distance, entropy and diversity of heads, CKA between layers ("Dark Secrets of MIM").
+
+    ./launch/local.sh --config=configs/analyze.py --config.job.runs=runs/mae-demo,runs/supervised-demo
+    ./launch/local.sh --config=configs/analyze.py --config.job.runs=A,B,C --config.data.source=folder:IMAGES --workdir=runs/abc
+
+Runs are work directories, or ViT weights as FILE.safetensors. Each is looked at on held-out images of its own, with its own
+normalisation, unless `data.source` names images for all. The runs must see images of one size.
+
+Writes report.html (opens offline), layers.png, cka.png, attention-N.png, rollout.png, heads.csv, layers.csv, cka.csv; prints
+whether the paper's claims are seen in these runs: C1 (masked pre-training keeps local heads in every layer), C2 (and different
+heads in the last three), C6 (and its layers resemble each other). All options: mim_jax/analysis/options.py.
+
+| preset | what | time | result |
+|---|---|---|---|
+| demo | 256 images a run | two runs of the demos: half a minute on two CPU cores | the verdict depends on the runs |
+| imagenet | 1,000 images a run, minibatches of 50 | about 1.4 times a forward pass over them (CPU) | as the runs show; not measured |
+"""
+
+import ml_collections
+
+from mim_jax.analysis.options import AnalysisOptions
+from mim_jax.analysis.runs import OWN
+from mim_jax.config.check import choose_preset, default_config, with_job
+
+
+def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
+    """The configuration of a preset: demo (default) or imagenet."""
+    return choose_preset(preset, {"demo": demo, "imagenet": imagenet})()
+
+
+def demo() -> ml_collections.ConfigDict:
+    """Small networks."""
+    config = default_config()
+    with_job(config, "analyze", AnalysisOptions)
+    config.data.source = OWN
+    return config
+
+
+def imagenet() -> ml_collections.ConfigDict:
+    """The number of images that public code takes."""
+    config = demo()
+    config.job.images = 1000
+    config.job.batch = 50
+    config.job.cka_batch = 50
+    return config

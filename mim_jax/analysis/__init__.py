@@ -1,0 +1,1 @@
+"""The analyses of "Dark Secrets of Masked Image Modeling" (spec dark_secrets.md 2), on any of our runs."""
