@@ -12,8 +12,8 @@ heads in the last three), C6 (and its layers resemble each other). All options: 
 
 | preset | what | time | result |
 |---|---|---|---|
-| demo | 256 images a run | two runs of the demos: half a minute on two CPU cores | the verdict depends on the runs |
-| imagenet | 1,000 images a run, minibatches of 50 | about 1.4 times a forward pass over them (CPU) | as the runs show; not measured |
+| demo | 256 images a run | half a minute for two small runs on two CPU cores | depends on the runs |
+| imagenet | 1,000 images a run, minibatches of 50 | 1.1 to 1.3 forward passes of a ViT-B (`python -m mim_jax.analysis.bench`, CPU) | not known |
 """
 
 import ml_collections

@@ -15,6 +15,7 @@ CALIBRATION = "calibration"
 WALL_SECONDS = "wall_seconds"
 """Key of a stage's time over all its sessions, for columns."""
 
+RUN = "{run}"
 BETTER = ("higher", "lower", "plain")
 BUDGETS = ("images", "seconds")
 
@@ -37,6 +38,9 @@ class Protocol:
         ""  # folder with train/ and test/, each with a folder a class; empty = shared.data.source says
     )
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
+    runs: str = (
+        ""  # finished runs or weights, joined by commas: an arm with {run} in it is there for each of them
+    )
     only: str = ""  # names of arms, joined by commas; empty = all
     seeds: tuple[int, ...] = (0,)
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of every arm
@@ -100,7 +104,7 @@ def read_protocol(config: Mapping[str, Any]) -> Protocol:
     Raises:
         ConfigError: one sentence that names the key.
     """
-    protocol = build(Protocol, config)
+    protocol = _for_each_run(build(Protocol, config))
     for name in protocol.arms:
         if not re.fullmatch(r"[\w+.-]+", name):
             raise ConfigError(
@@ -121,6 +125,28 @@ def read_protocol(config: Mapping[str, Any]) -> Protocol:
     _check_columns(protocol)
     _check_budget(protocol)
     return _with_data(protocol)
+
+
+def _for_each_run(protocol: Protocol) -> Protocol:
+    """Arms with {run} in their spec, once for each of `runs`: "NAME" becomes "NAME-RUN"."""
+    if not protocol.runs:
+        if waiting := [name for name, spec in protocol.arms.items() if RUN in str(spec)]:
+            raise ConfigError(
+                f"config.runs is empty, but {', '.join(waiting)} start from a run: pass --config.runs=DIRECTORY_A,DIRECTORY_B"
+            )
+        return protocol
+    runs = {Path(run.strip()).name: run.strip() for run in protocol.runs.split(",")}
+    if len(runs) != protocol.runs.count(",") + 1:
+        raise ConfigError(
+            f"config.runs={protocol.runs}: two of them have the same last name; arms are named by it"
+        )
+    arms: dict[str, Any] = {}
+    for name, spec in protocol.arms.items():
+        if RUN in str(spec):
+            arms |= {f"{name}-{own}": str(spec).replace(RUN, path) for own, path in runs.items()}
+        else:
+            arms[name] = spec
+    return dataclasses.replace(protocol, arms=arms)
 
 
 def _check_columns(protocol: Protocol) -> None:
@@ -149,7 +175,7 @@ def _with_data(protocol: Protocol) -> Protocol:
     """`data` as the source that all stages share."""
     wanted = "a folder with train/ and test/, each with a folder for every class"
     if not protocol.data:
-        if "data.source" in flatten(protocol.shared):
+        if "data.source" in flatten(protocol.shared) or protocol.runs:
             return protocol
         raise ConfigError(f"config.data is empty: give --config.data=PATH, {wanted}")
     for part in ("", "train", "test"):

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mim_jax.config.check import ConfigError
-from mim_jax.config.schema import Config
+from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.resolve import SWINS
+from mim_jax.config.schema import Config, resolved
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.rules import name_of
+from mim_jax.models.surgery import MODES, surgery
+from mim_jax.models.swin_config import SwinConfig
 from mim_jax.models.vit import Params, Trunk
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, read_encoder, with_network_of
@@ -30,6 +33,10 @@ def inherit(config: Config) -> Config:
     Raises:
         ConfigError: there is no such run, or source=init without one.
     """
+    return _cut_short(_inherited(config))
+
+
+def _inherited(config: Config) -> Config:
     if config.init is None or is_weights(config.init):
         if config.data.source == "init":
             raise ConfigError(
@@ -51,6 +58,45 @@ def inherit(config: Config) -> Config:
         same = ("source", "split", "test_split", "data_dir", "on_bad_image", "crops_per_picture")
         data = dataclasses.replace(data, **{name: getattr(donor.data, name) for name in same})
     return dataclasses.replace(config, model=model, data=data)
+
+
+def _cut_short(config: Config) -> Config:
+    """The depth of a network that surgery takes blocks from.
+
+    Raises:
+        ConfigError: surgery on nothing, or on more blocks than there are.
+    """
+    s = config.surgery
+    one_of("config.surgery.mode", s.mode, ("none", *MODES))
+    if s.mode == "none":
+        return config
+    if config.init is None:
+        raise ConfigError(
+            f"config.surgery.mode={s.mode} changes an encoder that config.init names: pass --config.init=RUN"
+        )
+    if s.mode != "truncate":
+        return config
+    if config.model.variant in SWINS:
+        raise ConfigError("config.surgery.mode=truncate is for a ViT; of a Swin use reinit or shuffle")
+    left = resolved(config.model.depth) - s.blocks
+    if not 0 <= s.blocks < resolved(config.model.depth):
+        raise ConfigError(
+            f"config.surgery.blocks={s.blocks} must lie in 0..{resolved(config.model.depth) - 1}"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=left))
+
+
+def _operated(encoder: Params, method: Method, fresh: Params) -> Params:
+    """The encoder after the surgery that the configuration asks for."""
+    s, net = method.config.surgery, method.net
+    if s.mode == "none":
+        return encoder
+    depths = net.depths if isinstance(net, SwinConfig) else None
+    try:
+        done = surgery({"encoder": encoder}, fresh, mode=s.mode, n_last=s.blocks, depths=depths, seed=s.seed)
+    except ValueError as error:
+        raise ConfigError(f"config.surgery: {error}") from error
+    return done["encoder"]
 
 
 def read_run(
@@ -90,6 +136,7 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
         encoder = dict(given["encoder"])
     if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
         encoder["pos_embed"] = Trunk(donor.vit).apply({}, method="positions")
+    encoder = _operated(encoder, method, params)
     there = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}
     wrong: list[str] = []
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax.analysis.surgery import inverse, shuffled_order, surgery
+from mim_jax.models.surgery import inverse, shuffled_order, surgery
 
 SWIN = (2, 2, 4, 2)
 
