@@ -1,7 +1,7 @@
 """What finished runs attend to: distance, entropy and diversity of heads, CKA between layers ("Dark Secrets of MIM").
 
-    ./launch/local.sh --config=configs/analyze.py --config.job.runs=runs/mae-demo,runs/supervised-demo
-    ./launch/local.sh --config=configs/analyze.py --config.job.runs=A,B,C --config.data.source=folder:IMAGES --workdir=runs/abc
+    ./launch/local.sh --config=configs/analyze.py --config.runs=runs/mae-demo,runs/supervised-demo
+    ./launch/local.sh --config=configs/analyze.py --config.runs=A,B,C --config.data.source=folder:IMAGES --workdir=runs/abc
 
 Runs are work directories, or ViT weights as FILE.safetensors. Each is looked at on held-out images of its own, with its own
 normalisation, unless `data.source` names images for all. The runs must see images of one size.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.analysis.evaluator import HeadDiversity
+from mim_jax.analysis.sample import EvenSample
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
@@ -227,10 +228,11 @@ def _evaluators(
             )
         )
     if config.eval.attention_images:
+        attended = EvenSample(test_source, config.eval.attention_images)
         evaluators.append(
             HeadDiversity(
                 method,
-                lambda: batches(test_source, method.feature_spec, limit=config.eval.attention_images),
+                lambda: batches(attended, method.feature_spec),
                 mesh=mesh,
             )
         )

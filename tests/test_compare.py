@@ -17,7 +17,7 @@ from mim_jax.compare.__main__ import run
 from mim_jax.compare.noise import Summary, decimals, judge
 from mim_jax.compare.protocol import PRETRAIN, Column, read_protocol
 from mim_jax.compare.stages import cell, pretraining
-from mim_jax.config.check import check
+from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.methods import build_method, complete_options
@@ -381,3 +381,29 @@ def test_noise(name: str) -> None:
 @pytest.mark.parametrize(("value", "shown"), [(0.012, 4), (1.5, 2), (99.0, 2), (250.0, 1), (-4000.0, 0)])
 def test_decimals(value: float, shown: int) -> None:
     assert decimals([value, 0.001]) == shown
+
+
+def test_arms_of_finished_runs() -> None:
+    """A study's arms, once for each run: the surgery sweep and the transfer sets, every one a configuration that builds."""
+    runs = {"runs": "runs/simmim-cifar10,elsewhere/vit.safetensors"}
+    protocol = read_protocol(override(load("configs/surgery.py"), runs))
+    assert len(protocol.arms) == 14 and "reinit4-simmim-cifar10" in protocol.arms
+    spec = protocol.arms["reinit4-vit.safetensors"]
+    config = check(load(spec))
+    assert (config.init, config.surgery.mode, config.surgery.blocks) == (
+        "elsewhere/vit.safetensors",
+        "reinit",
+        4,
+    )
+    assert check(load(protocol.arms["reinit0-simmim-cifar10"])).surgery.mode == "none"
+    transfer = read_protocol(override(load("configs/transfer.py"), runs))
+    voc = check(load(transfer.arms["voc2007-simmim-cifar10"]))
+    assert (voc.data.source, voc.data.split, voc.method["mixup"]) == (
+        "tfds:voc/2007",
+        "train+validation",
+        0.0,
+    )
+    assert len(transfer.arms) == 26
+    for wrong, says in (({}, "config.runs is empty"), ({"runs": "a/x,b/x"}, "the same last name")):
+        with pytest.raises(ConfigError, match=says):
+            read_protocol(override(load("configs/surgery.py"), wrong))

@@ -47,7 +47,7 @@ def run(config: Config, workdir: Path) -> int:
         ConfigError, CheckpointError, DataError: one sentence.
     """
     options = check_job(config)
-    directories = named(options.runs)
+    directories = named(config.runs)
     kinds = given_kinds(options, len(directories))
     check_comparable(directories, options.step)
     mesh = make_mesh(resolve_mesh(config.mesh, jax.device_count()))

@@ -14,7 +14,6 @@ ESTIMATES = ("minibatch", "biased", "none")
 class AnalysisOptions:
     """What is looked at, and how."""
 
-    runs: str = ""  # directories of finished runs: A,B,C
     kinds: str = ""  # mim | supervised | other for each run, in order; empty = by its method
     step: int | None = None  # of every run's checkpoint; None = the last, and the run must be finished
     images: int = 256  # spread evenly over the test split
@@ -34,8 +33,8 @@ class AnalysisOptions:
 def check_job(config: Config) -> AnalysisOptions:
     """The options of the task. Raises ConfigError."""
     options = build(AnalysisOptions, config.job, "config.job")
-    if not options.runs.strip():
-        raise ConfigError("config.job.runs names no run: pass --config.job.runs=DIRECTORY_A,DIRECTORY_B")
+    if not config.runs.strip():
+        raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
     for key, known in (("units", UNITS), ("cls", CLS), ("cka", ESTIMATES), ("cka_features", FEATURES)):
         one_of(f"config.job.{key}", getattr(options, key), known)
     for key, least in (("images", FEWEST), ("cka_batch", FEWEST), ("batch", 1), ("pictures", 0)):

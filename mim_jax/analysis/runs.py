@@ -46,11 +46,11 @@ def named(runs: str) -> dict[str, Path]:
     """
     paths = [Path(part.strip()).expanduser() for part in runs.split(",") if part.strip()]
     if not paths:
-        raise ConfigError("config.job.runs names no run: pass --config.job.runs=DIRECTORY_A,DIRECTORY_B")
+        raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
     absolute = [Path(os.path.abspath(path)) for path in paths]
     for path, where in zip(paths, absolute, strict=True):
         if absolute.count(where) > 1:
-            raise ConfigError(f"config.job.runs names {path} twice")
+            raise ConfigError(f"config.runs names {path} twice")
     if len(paths) == 1:
         return {absolute[0].name: paths[0]}
     parts = [path.parts for path in absolute]

@@ -168,3 +168,4 @@ class Config:
     log: Log = Log()
     init: str | None = None  # where the encoder comes from: a run's directory, a ViT as FILE.safetensors; None = random
     surgery: Surgery = Surgery()
+    runs: str = ""  # of a job that looks at finished runs: their directories, or FILE.safetensors, joined by commas

@@ -51,7 +51,7 @@ def finished(folder: Path, file: str, **overrides: Any) -> Path:
 
 def analysis(*runs: Path | str, **options: Any) -> Config:
     """The configuration of an analysis."""
-    values = {"job.runs": ",".join(map(str, runs)), "job.images": 20, "job.cka_batch": 8, "job.pictures": 2}
+    values = {"runs": ",".join(map(str, runs)), "job.images": 20, "job.cka_batch": 8, "job.pictures": 2}
     return check(override(load("configs/analyze.py"), {**values, **options}))
 
 

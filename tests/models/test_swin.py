@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mim_jax.models.swin import SWIN_VARIANTS, Swin, SwinConfig
-from mim_jax.models.window_attention import WindowAttention
 from mim_jax.models.swin_predictor import SwinPredictor
+from mim_jax.models.window_attention import WindowAttention
 from mim_jax.models.windows import shift_regions, token_places
 
 # A map of 6x10 in windows of 4: padded and shifted; merged into 3x5, of which the rows are one window.

@@ -10,6 +10,7 @@ from mim_jax.config.resolve import resolve
 from mim_jax.interop.files import WeightsError, write_weights
 from mim_jax.interop.vit import encoder_from
 from mim_jax.methods import build_method, complete_options
+from mim_jax.models.surgery import shuffled_order
 from mim_jax.models.vit import ViT
 from mim_jax.training.imported import read_imported
 from mim_jax.training.inherit import inherit, with_encoder_of
@@ -99,3 +100,31 @@ def test_refusals(weights, tmp_path) -> None:
         started_from(str(bare), "linear_probe")
     with pytest.raises(ConfigError, match="whole encoder: norm"):
         read_imported(bare)
+
+
+def test_surgery_before_the_start(weights) -> None:
+    """Spec dark_secrets.md 2.6: which blocks are theirs, which are fresh, and where they stand."""
+    tree, _ = encoder_from(state())
+
+    def theirs(params, place: int, block: int) -> bool:
+        own = params["encoder"][f"block_{place:02d}"]["mlp"]["fc1"]["kernel"]
+        return bool(np.array_equal(own, tree[f"block_{block:02d}"]["mlp"]["fc1"]["kernel"]))
+
+    _, params = started_from(weights, "linear_probe", **{"surgery.mode": "reinit", "surgery.blocks": 1})
+    assert theirs(params, 0, 0) and not theirs(params, 1, 1)
+    np.testing.assert_array_equal(params["encoder"]["norm"]["scale"], np.ones(WIDTH))
+    method, params = started_from(weights, "finetune", **{"surgery.mode": "truncate", "surgery.blocks": 1})
+    assert method.vit.depth == 1 and theirs(params, 0, 0) and "block_01" not in params["encoder"]
+    assert method.rules.last_layer == 2
+    swapped = next(seed for seed in range(9) if shuffled_order(2, seed) == [1, 0])
+    _, params = started_from(weights, "finetune", **{"surgery.mode": "shuffle", "surgery.seed": swapped})
+    assert theirs(params, 0, 1) and theirs(params, 1, 0)
+    for change, says in (
+        ({"surgery.mode": "cut"}, "surgery.mode is 'cut'"),
+        ({"surgery.mode": "truncate", "surgery.blocks": 2}, r"must lie in 0\.\.1"),
+        ({"surgery.mode": "reinit", "surgery.blocks": 3}, r"n_last=3 of mode reinit must lie in 0\.\.2"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            started_from(weights, "finetune", **change)
+    with pytest.raises(ConfigError, match=r"pass --config\.init"):
+        inherited("supervised", **{"surgery.mode": "shuffle"})
