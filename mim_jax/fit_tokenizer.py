@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from mim_jax.codes_report import most_used, write_codes_report
 from mim_jax.config.check import ConfigError, build, one_of
 from mim_jax.config.schema import Config
-from mim_jax.data import InputSpec, Source, evaluation_batches, open_source
+from mim_jax.data import InputSpec, Source, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import to_unit
@@ -23,6 +23,7 @@ from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming
 from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
 from mim_jax.training.workdir import claim
 
@@ -83,14 +84,7 @@ def run(config: Config, workdir: Path) -> int:
         std=config.data.std,
     )
     d = config.data
-    source = open_source(
-        d.source,
-        d.split,
-        seed=config.seed,
-        on_bad_image=d.on_bad_image,
-        data_dir=d.data_dir,
-        crops_per_picture=d.crops_per_picture,
-    )
+    source = open_split(d, d.split, config.seed)
     spec = InputSpec(teacher.image_size, config.augment.crop, resample=config.augment.resample)
     patches = len(source) * teacher.grid[0] * teacher.grid[1]
     files = FeatureFiles(

@@ -16,7 +16,7 @@ from mim_jax.analysis.sample import EvenSample
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, open_source, place
+from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, place
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.tokenizers.tokenizer import opened
@@ -28,6 +28,7 @@ from mim_jax.training.loop import Evaluator, restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.sources import open_split
 from mim_jax.training.state import TrainState
 from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, first_batch
@@ -51,7 +52,7 @@ def run(config: Config, workdir: Path) -> int:
     import_wandb(config)  # a missing package is said before anything is compiled
     config = inherit(config)
     train_source, test_source = (
-        _open(config, split) for split in (config.data.split, config.data.test_split)
+        open_split(config.data, split, config.seed) for split in (config.data.split, config.data.test_split)
     )
     config = resolve(
         config,
@@ -137,18 +138,6 @@ def _finished(config: Config, checkpoints: Checkpoints) -> bool:
     """Whether the last step is saved, and whole; its arrays are verified only where the step is there."""
     steps = resolved(config.schedule.steps)
     return steps in checkpoints.steps() and checkpoints.newest_good() == steps
-
-
-def _open(config: Config, split: str) -> Source:
-    d = config.data
-    return open_source(
-        d.source,
-        split,
-        seed=config.seed,
-        on_bad_image=d.on_bad_image,
-        data_dir=d.data_dir,
-        crops_per_picture=d.crops_per_picture,
-    )
 
 
 def _check_classes(config: Config, train: Source, test: Source) -> None:

@@ -7,23 +7,23 @@ stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the co
 Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command goes on).
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mim_jax.codes_report import most_used, write_codes_report
+from mim_jax.config.arguments import Parser, assignments
 from mim_jax.config.check import ConfigError, check
-from mim_jax.config.files import assignments, load, override
+from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, InputSpec, Source, TokenWriter, evaluation_batches, open_source
+from mim_jax.data import DataError, InputSpec, Source, TokenWriter, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import TokenOptions
@@ -32,6 +32,7 @@ from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfi
 from mim_jax.tokenizers.usage import usage_and_perplexity
 from mim_jax.training import distributed
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
 
 USAGE_ERROR = 2
@@ -41,19 +42,13 @@ ROWS_PER_SHARD = 16_384
 REPORT_SECONDS = 30.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
     """The run's configuration, its token options and the number of images in a batch.
 
     Raises:
         ConfigError: one sentence.
     """
-    parser = _Parser("python -m mim_jax.tokenize", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m mim_jax.tokenize", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
     parser.add_argument(
         "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
@@ -100,14 +95,7 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     patch, (height, width) = resolved(model.patch), image_size(model)
     refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
     d = config.data
-    source = open_source(
-        d.source,
-        d.split,
-        seed=config.seed,
-        on_bad_image=d.on_bad_image,
-        data_dir=d.data_dir,
-        crops_per_picture=d.crops_per_picture,
-    )
+    source = open_split(d, d.split, config.seed)
     spec = InputSpec(tokenizer.image_size, config.augment.crop, resample=tokenizer.resample)
     writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
     say(f"data     {source.describe()}")

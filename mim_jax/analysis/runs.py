@@ -12,12 +12,12 @@ from mim_jax.analysis.sample import EvenSample
 from mim_jax.analysis.verdict import KINDS, kind_of
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import open_source
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, read_imported, with_network_of
 from mim_jax.training.inherit import read_run
+from mim_jax.training.sources import open_split
 from mim_jax.training.workdir import read_config
 
 OWN = "init"
@@ -119,14 +119,7 @@ def read(
     else:
         own, method, params, step = read_run(directory, options.step, sharding=sharding)
     data = own.data if config.data.source == OWN else config.data
-    source = open_source(
-        data.source,
-        data.test_split,
-        seed=own.seed,
-        on_bad_image=data.on_bad_image,
-        data_dir=data.data_dir,
-        crops_per_picture=data.crops_per_picture,
-    )
+    source = open_split(data, data.test_split, own.seed)
     sample = EvenSample(source, options.images)
     return LookedAt(name, kind or kind_of(method), directory, method, step, sample), params
 

@@ -5,13 +5,11 @@ stop (the same command goes on). On a GPU, --jobs above 1 needs XLA_PYTHON_CLIEN
 the memory of all.
 """
 
-import argparse
 import functools
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from mim_jax.compare.calibration import calibration, calibration_key, in_seconds
 from mim_jax.compare.control import Stop, locked, say
@@ -23,17 +21,13 @@ from mim_jax.compare.records import Records
 from mim_jax.compare.stages import Job, cell, evaluation, own_length, pretraining
 from mim_jax.compare.table import Table
 from mim_jax.compare.work import Work
+from mim_jax.config.arguments import Parser, assignments
 from mim_jax.config.check import ConfigError
-from mim_jax.config.files import assignments, load, override
+from mim_jax.config.files import load, override
 from mim_jax.training.shutdown import EXIT_AGAIN
 
 FAILURES, USAGE_ERROR = 1, 2
 ENDS = {0: "done", FAILURES: "done but for what failed", EXIT_AGAIN: "stopped; the same command goes on"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
@@ -42,8 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     Raises:
         ConfigError: one sentence.
     """
-    parser = _Parser("python -m mim_jax.compare", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m mim_jax.compare", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at a time")

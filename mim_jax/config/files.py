@@ -2,7 +2,7 @@
 
 import ast
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,6 @@ def load(spec: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"the configuration file {path} does not exist{nearest_config_file(path)}")
     config = runpy.run_path(path)["get_config"](*([preset] if preset else []))
     return override(config, dict(pair.partition("=")[::2] for pair in pairs))
-
-
-def assignments(arguments: Sequence[str]) -> dict[str, str]:
-    """What the arguments of a command, each --config.key=value, set: "key" -> value.
-
-    Raises:
-        ConfigError: an argument that is none.
-    """
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise ConfigError(f"unexpected argument {argument!r}: options are written --config.key=value")
-        values[key] = value
-    return values
 
 
 def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:

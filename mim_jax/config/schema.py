@@ -166,6 +166,10 @@ class Config:
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    init: str | None = None  # where the encoder comes from: a run's directory, a ViT as FILE.safetensors; None = random
+    init: str | None = (
+        None  # where the encoder comes from: a run's directory, a ViT as FILE.safetensors; None = random
+    )
     surgery: Surgery = Surgery()
-    runs: str = ""  # of a job that looks at finished runs: their directories, or FILE.safetensors, joined by commas
+    runs: str = (
+        ""  # of a job that looks at finished runs: their directories, or FILE.safetensors, joined by commas
+    )

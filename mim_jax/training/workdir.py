@@ -59,7 +59,9 @@ def claim(workdir: Path, config: Config) -> None:
     path, now = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
     saved = workdir / "checkpoints"
     if path.exists() and saved.is_dir() and any(saved.iterdir()):  # else no step was kept: nothing to protect
-        changed = list(differences(to_dict(read_config(workdir)), now))  # keys of later versions have their defaults
+        changed = list(
+            differences(to_dict(read_config(workdir)), now)
+        )  # keys of later versions have their defaults
         if changed:
             raise ConfigError(
                 f"{workdir} holds a run with another configuration ({'; '.join(changed)}): give --workdir another directory,"

@@ -1,0 +1,16 @@
+"""The images that a configuration names."""
+
+from mim_jax.config.schema import Data
+from mim_jax.data import Source, open_source
+
+
+def open_split(data: Data, split: str, seed: int) -> Source:
+    """A split of the source of a configuration's section `data`. Raises DataError."""
+    return open_source(
+        data.source,
+        split,
+        seed=seed,
+        on_bad_image=data.on_bad_image,
+        data_dir=data.data_dir,
+        crops_per_picture=data.crops_per_picture,
+    )
