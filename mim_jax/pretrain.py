@@ -11,22 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mim_jax.analysis.evaluator import HeadDiversity
-from mim_jax.analysis.sample import EvenSample
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import InputSpec, Loader, Source, TokenCache, evaluation_batches, place
+from mim_jax.data import Loader, Source, TokenCache, evaluation_batches
+from mim_jax.evaluators import eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.tokenizers.tokenizer import opened
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.heldout import HeldOut
 from mim_jax.training.inherit import inherit, with_encoder_of
 from mim_jax.training.keys import Purpose, example_keys
-from mim_jax.training.loop import Evaluator, restore_or_create, train
+from mim_jax.training.loop import restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
-from mim_jax.training.sharding import batch_sharding, make_mesh
+from mim_jax.training.sharding import make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
 from mim_jax.training.state import TrainState
@@ -39,8 +37,7 @@ from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.table import result_rows
 from mim_jax.training.watching.wandb_sink import import_wandb
 from mim_jax.training.workdir import claim
-from mim_jax.transfer.classification import CONFUSION, Classification
-from mim_jax.transfer.knn import Knn
+from mim_jax.transfer.classification import CONFUSION
 
 PREPARE_EXAMPLES = 50_000
 """Training images that `prepare` is shown (to fit a tokenizer): the first of the source."""
@@ -81,8 +78,8 @@ def run(config: Config, workdir: Path) -> int:
     )
     claim(workdir, config)
     announce(method, loader, tables, len(test_source), shapes, workdir)
-    batches = functools.partial(_eval_batches, config, mesh)
-    evaluators = _evaluators(config, method, mesh, train_source, test_source, batches, workdir)
+    batches = functools.partial(eval_batches, config, mesh)
+    evaluators = make_evaluators(config, method, mesh, train_source, test_source, batches, workdir)
     with (
         Shutdown() as shutdown,
         loader,
@@ -168,84 +165,6 @@ def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
     return {"tokens": TokenCache.open(options["tokens"], expect=expect).__getitem__}
 
 
-def _eval_batches(
-    config: Config, mesh: jax.sharding.Mesh, source: Source, spec: InputSpec, limit: int | None = None
-) -> Iterable[Batch]:
-    """Placed batches of a split in its own order, in the view of `spec`."""
-    batches = evaluation_batches(
-        source,
-        spec,
-        batch_size=resolved(config.eval.batch_size),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        limit=limit,
-        threads=config.data.threads,
-    )
-    for batch in batches:
-        yield place(batch, batch_sharding(mesh))
-
-
-def _evaluators(
-    config: Config,
-    method: Method,
-    mesh: jax.sharding.Mesh,
-    train_source: Source,
-    test_source: Source,
-    batches: Callable[..., Iterable[Batch]],
-    workdir: Path,
-) -> list[Evaluator]:
-    if method.num_classes:
-        return [
-            Classification(
-                method,
-                lambda: batches(test_source, method.eval_spec),
-                class_names=train_source.class_names,
-                workdir=workdir,
-                mesh=mesh,
-            )
-        ]
-    evaluators: list[Evaluator] = []
-    method = _still(method)
-    if method.cached_view:
-        say("no held-out loss: the token cache covers the training images only")
-    else:
-        evaluators.append(
-            HeldOut(
-                method,
-                lambda: batches(test_source, method.eval_spec, limit=config.eval.heldout_examples),
-                mesh=mesh,
-            )
-        )
-    if config.eval.attention_images:
-        attended = EvenSample(test_source, config.eval.attention_images)
-        evaluators.append(
-            HeadDiversity(
-                method,
-                lambda: batches(attended, method.feature_spec),
-                mesh=mesh,
-            )
-        )
-    if config.eval.knn and train_source.num_classes and not train_source.multi_label:
-        evaluators.append(
-            Knn(
-                method,
-                lambda: batches(train_source, method.feature_spec, limit=config.eval.knn_examples),
-                lambda: batches(test_source, method.feature_spec, limit=config.eval.knn_examples),
-                num_classes=train_source.num_classes,
-                sharding=batch_sharding(mesh),
-            )
-        )
-    elif config.eval.knn:
-        say(f"no k-NN: {train_source.name} has no single label an image")
-    return evaluators
-
-
-def _still(method: Method) -> Method:
-    """The method without colour jitter, for held-out images: jitter belongs to training."""
-    augment = dataclasses.replace(method.config.augment, jitter=0.0)
-    return build_method(dataclasses.replace(method.config, augment=augment))
-
-
 def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
     """The method's artefacts from the first training images; every host computes the same."""
 
@@ -270,7 +189,7 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
     if jax.process_count() > 1:  # drawing needs whole arrays on one host
         return None
 
-    method = _still(method)
+    method = still(method)
     last = method.in_phase(method.phases[-1])
 
     @jax.jit  # operation by operation it would compile some hundred programs

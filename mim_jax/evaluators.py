@@ -1,0 +1,92 @@
+"""What is measured of a run now and then, as its configuration asks for it."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+
+from mim_jax.analysis.evaluator import HeadDiversity
+from mim_jax.analysis.sample import EvenSample
+from mim_jax.config.schema import Config, resolved
+from mim_jax.data import InputSpec, Source, evaluation_batches, place
+from mim_jax.methods import Method, build_method
+from mim_jax.methods.protocol import Batch
+from mim_jax.training.heldout import HeldOut
+from mim_jax.training.loop import Evaluator
+from mim_jax.training.sharding import batch_sharding
+from mim_jax.training.watching.log import say
+from mim_jax.transfer.classification import Classification
+from mim_jax.transfer.knn import Knn
+
+
+def eval_batches(
+    config: Config, mesh: jax.sharding.Mesh, source: Source, spec: InputSpec, limit: int | None = None
+) -> Iterable[Batch]:
+    """Placed batches of a split in its own order, in the view of `spec`."""
+    batches = evaluation_batches(
+        source,
+        spec,
+        batch_size=resolved(config.eval.batch_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limit=limit,
+        threads=config.data.threads,
+    )
+    for batch in batches:
+        yield place(batch, batch_sharding(mesh))
+
+
+def make_evaluators(
+    config: Config,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+    train_source: Source,
+    test_source: Source,
+    batches: Callable[..., Iterable[Batch]],
+    workdir: Path,
+) -> list[Evaluator]:
+    """The evaluators of a run. batches: (source, view, limit=) -> placed batches of held-out or training images."""
+    evaluators: list[Evaluator] = []
+    if config.eval.attention_images:
+        attended = EvenSample(test_source, config.eval.attention_images)
+        evaluators.append(HeadDiversity(method, lambda: batches(attended, method.feature_spec), mesh=mesh))
+    if method.num_classes:
+        scores = Classification(
+            method,
+            lambda: batches(test_source, method.eval_spec),
+            class_names=train_source.class_names,
+            workdir=workdir,
+            mesh=mesh,
+        )
+        return [scores, *evaluators]
+    method = still(method)
+    if method.cached_view:
+        say("no held-out loss: the token cache covers the training images only")
+    else:
+        evaluators.append(
+            HeldOut(
+                method,
+                lambda: batches(test_source, method.eval_spec, limit=config.eval.heldout_examples),
+                mesh=mesh,
+            )
+        )
+    if config.eval.knn and train_source.num_classes and not train_source.multi_label:
+        evaluators.append(
+            Knn(
+                method,
+                lambda: batches(train_source, method.feature_spec, limit=config.eval.knn_examples),
+                lambda: batches(test_source, method.feature_spec, limit=config.eval.knn_examples),
+                num_classes=train_source.num_classes,
+                sharding=batch_sharding(mesh),
+            )
+        )
+    elif config.eval.knn:
+        say(f"no k-NN: {train_source.name} has no single label an image")
+    return evaluators
+
+
+def still(method: Method) -> Method:
+    """The method without colour jitter, for held-out images: jitter belongs to training."""
+    augment = dataclasses.replace(method.config.augment, jitter=0.0)
+    return build_method(dataclasses.replace(method.config, augment=augment))
