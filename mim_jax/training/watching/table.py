@@ -18,6 +18,11 @@ LABELS = {
     "knn_top1": "k-NN top-1",
     "knn_raw_pixels_top1": "  of raw pixels",
     "commonest_class_top1": "  always the commonest class",
+    "head_kl_last3": "KL between heads, last three layers (nats)",
+    "head_kl_first": "KL between heads, first layer",
+    "diversity_ratio": "  of the last three layers to the others",
+    "attention_distance_px": "mean attention distance (pixels)",
+    "attention_entropy": "mean attention entropy (nats)",
 }
 """Plain words for metric names; a name that is not here is shown as it is."""
 
