@@ -7,9 +7,8 @@ from pathlib import Path
 import jax
 
 from mim_jax.analysis.evaluator import HeadDiversity
-from mim_jax.analysis.sample import EvenSample
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import InputSpec, Source, evaluation_batches, place
+from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches, place
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.protocol import Batch
 from mim_jax.training.heldout import HeldOut
@@ -23,14 +22,13 @@ from mim_jax.transfer.knn import Knn
 def eval_batches(
     config: Config, mesh: jax.sharding.Mesh, source: Source, spec: InputSpec, limit: int | None = None
 ) -> Iterable[Batch]:
-    """Placed batches of a split in its own order, in the view of `spec`."""
+    """Placed batches of a split in its own order, in the view of `spec`. limit: at most so many images, spread over all."""
     batches = evaluation_batches(
-        source,
+        source if limit is None or limit >= len(source) else EvenSample(source, limit),
         spec,
         batch_size=resolved(config.eval.batch_size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        limit=limit,
         threads=config.data.threads,
     )
     for batch in batches:

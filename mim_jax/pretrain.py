@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Loader, Source, TokenCache, evaluation_batches
+from mim_jax.data import EvenSample, Loader, Source, TokenCache, evaluation_batches
 from mim_jax.evaluators import eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
@@ -40,7 +40,7 @@ from mim_jax.training.workdir import claim
 from mim_jax.transfer.classification import CONFUSION
 
 PREPARE_EXAMPLES = 50_000
-"""Training images that `prepare` is shown (to fit a tokenizer): the first of the source."""
+"""Training images that `prepare` is shown (to fit a tokenizer), spread over the source."""
 
 
 def run(config: Config, workdir: Path) -> int:
@@ -170,7 +170,10 @@ def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
 
     def images() -> Iterable[Any]:
         batches = evaluation_batches(
-            source, method.feature_spec, batch_size=256, limit=PREPARE_EXAMPLES, threads=config.data.threads
+            EvenSample(source, PREPARE_EXAMPLES) if len(source) > PREPARE_EXAMPLES else source,
+            method.feature_spec,
+            batch_size=256,
+            threads=config.data.threads,
         )
         for batch in batches:
             yield batch["image"][batch["valid"]]

@@ -19,14 +19,13 @@ from mim_jax.analysis.options import AnalysisOptions, check_job
 from mim_jax.analysis.page import write_page
 from mim_jax.analysis.plots import cka_figure, layers_figure
 from mim_jax.analysis.runs import LookedAt, check_comparable, given_kinds, named, read
-from mim_jax.analysis.sample import EvenSample
 from mim_jax.analysis.streaming import NetworkMeans, measure
 from mim_jax.analysis.tables import verdict_text, write_tables
 from mim_jax.analysis.verdict import AXES, Subject, findings
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve_mesh
 from mim_jax.config.schema import Config
-from mim_jax.data import evaluation_batches, place
+from mim_jax.data import EvenSample, evaluation_batches, place
 from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 
 from mim_jax.analysis.options import AnalysisOptions
-from mim_jax.analysis.sample import EvenSample
 from mim_jax.analysis.verdict import KINDS, kind_of
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config, resolved
+from mim_jax.data import EvenSample
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.training.checkpoints import Checkpoints

@@ -114,7 +114,7 @@ class Mesh:
 class Eval:
     every_steps: int | None = None  # None = ten times a run
     batch_size: int | None = None  # None = data.batch_size
-    heldout_examples: int = 2048  # at most so many of the test split
+    heldout_examples: int = 2048  # at most so many of the test split, spread over it
     baselines: bool = True  # at the start and the end: what the result is to be compared with
     attention_images: int = 0  # held-out images whose attention is analysed; 0 = none
     knn: bool = True
@@ -122,7 +122,7 @@ class Eval:
     knn_temperature: float = 0.07
     knn_pool: str = "mean"  # mean (patch tokens) | cls
     knn_layer: int = -1  # -1 = after the final norm; else the output of that block
-    knn_examples: int | None = 20000  # at most so many of the train split are neighbours; None = all
+    knn_examples: int | None = 20000  # at most so many of the train split, spread over it; None = all
 
 
 @dataclasses.dataclass(frozen=True)

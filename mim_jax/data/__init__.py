@@ -7,6 +7,7 @@ from mim_jax.data.loader import Loader, evaluation_batches
 from mim_jax.data.order import locate
 from mim_jax.data.placement import place
 from mim_jax.data.sources import Picture, Source, open_source
+from mim_jax.data.sources.sample import EvenSample
 from mim_jax.data.spec import Batch, InputSpec
 from mim_jax.data.tokens_cache import TokenCache
 from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "Box",
     "DataError",
+    "EvenSample",
     "InputSpec",
     "Loader",
     "Picture",

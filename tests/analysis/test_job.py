@@ -15,11 +15,10 @@ from small import small_config
 from mim_jax.analysis.job import run
 from mim_jax.analysis.options import check_job
 from mim_jax.analysis.runs import named
-from mim_jax.analysis.sample import EvenSample
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, open_source
+from mim_jax.data import DataError, EvenSample, open_source
 from mim_jax.main import TASKS
 from mim_jax.methods import build_method
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints

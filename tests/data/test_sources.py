@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mim_jax.data import DataError, open_source
+from mim_jax.data import DataError, EvenSample, open_source
 from mim_jax.data.sources.photos import photograph_paths
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
@@ -196,3 +196,15 @@ def test_concat_lists_the_bad_images_of_its_parts(tmp_path):
     shapes = [source[index].pixels().shape for index in range(len(source))]
     assert shapes == [(8, 8, 3)] * 7 and [path.rsplit("/", 1)[1] for path in source.bad] == ["bad.png"]
     assert "bad images replaced" in source.describe()
+
+
+def test_an_even_sample_is_spread_over_the_source():
+    """The first images of a folder are of its first classes."""
+    source = open_source("photos", "test", crops_per_picture=64)
+    sample = EvenSample(source, 20)
+    assert len(sample) == 20 and [sample[i].label for i in range(20)] == [
+        n for n in range(10) for _ in range(2)
+    ]
+    whole = EvenSample(source, 10**6)
+    assert len(whole) == len(source) and whole[77].label == source[77].label
+    assert sample.describe().startswith("20 of photos") and sample.fingerprint != source.fingerprint

@@ -141,7 +141,9 @@ def test_an_interrupted_writer_goes_on_to_the_same_bytes(tmp_path, cache, stop_a
 
 def test_an_unfinished_cache_for_something_else_is_refused(tmp_path):
     written(tmp_path / "c", stop_after=1)
-    with pytest.raises(DataError, match=r"begun for something else .*tokenizer_fingerprint was abc, is other"):
+    with pytest.raises(
+        DataError, match=r"begun for something else .*tokenizer_fingerprint was abc, is other"
+    ):
         TokenWriter(tmp_path / "c", HEADER | {"tokenizer_fingerprint": "other"}, rows_per_shard=4)
     with pytest.raises(DataError, match="still lacks 2 of 3 shards"):
         TokenWriter(tmp_path / "c", HEADER, rows_per_shard=4).finish()

@@ -1,6 +1,6 @@
 """Some of a source's images, spread evenly over it: its first ones would be of its first classes."""
 
-from mim_jax.data import Picture, Source
+from mim_jax.data.sources.base import Picture, Source
 
 
 class EvenSample:
