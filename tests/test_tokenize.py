@@ -102,6 +102,22 @@ def test_stopped_anywhere_and_started_again(tokenizer, cache, tmp_path, monkeypa
     np.testing.assert_array_equal(one, many)  # nor do the shards matter
 
 
+def test_two_hosts_share_the_shards(tokenizer, tmp_path, monkeypatch) -> None:
+    """Each writes every second shard; the first one finishes when all are there. The bytes are those of one host."""
+    monkeypatch.setattr(tokenize, "ROWS_PER_SHARD", 300)
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert tokenize.run(arguments(tokenizer, whole)) == 0
+    waited = []
+    monkeypatch.setattr(tokenize.multihost_utils, "sync_global_devices", waited.append)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for host in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        assert not shared.exists()
+        assert tokenize.run(arguments(tokenizer, shared)) == 0
+    files = {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert {file.name: file.read_bytes() for file in shared.iterdir()} == files and len(waited) == 2
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
