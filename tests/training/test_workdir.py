@@ -8,6 +8,7 @@ from small import small_config, small_method
 
 from mim_jax import main
 from mim_jax.config.check import ConfigError
+from mim_jax.evaluators import still
 from mim_jax.training.workdir import claim, read_config
 
 
@@ -34,9 +35,9 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 def test_held_out_images_are_not_jittered() -> None:
     method = small_method("mapet", {"augment.jitter": 0.4})
-    still = still(method)
-    assert method.config.augment.jitter == 0.4 and still.config.augment.jitter == 0.0
-    assert dataclasses.replace(still.config, augment=method.config.augment) == method.config
+    held_out = still(method)
+    assert method.config.augment.jitter == 0.4 and held_out.config.augment.jitter == 0.0
+    assert dataclasses.replace(held_out.config, augment=method.config.augment) == method.config
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
