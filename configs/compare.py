@@ -16,6 +16,8 @@ tuned for none: where that matters give an arm its own, `--config.arms.mae=confi
 |---|---|---|---|
 | demo, cifar10_mini | ViT nano, 16 epochs of 2,000 images of 32 px, 2 seeds | about an hour on two CPU cores | docs/results/compare_mini.md |
 | cifar10 | ViT-Ti, 100 epochs of 50,000 images of 32 px, 3 seeds | one GPU; not measured | not known |
+| amt | AMT, its controls and MAE, as cifar10 | one GPU; not measured | not known |
+| amt_small | the same on ViT nano and 4 epochs | about two hours on two CPU cores | docs/results/amt.md |
 """
 
 import ml_collections
@@ -28,33 +30,59 @@ RARELY = 10**9
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default; the same as cifar10_mini) or cifar10."""
-    return choose_preset(preset, {"demo": cifar10_mini, "cifar10_mini": cifar10_mini, "cifar10": cifar10})()
+    """The configuration of a preset: demo (default; the same as cifar10_mini), cifar10, or amt(_small): AMT's controls."""
+    known = {
+        "demo": cifar10_mini,
+        "cifar10_mini": cifar10_mini,
+        "cifar10": cifar10,
+        "amt": amt,
+        "amt_small": amt_small,
+    }
+    return choose_preset(preset, known)()
 
 
-def protocol(epochs: int) -> ml_collections.ConfigDict:
-    """What both presets share."""
+UNTRAINED = "configs/mae.py:cifar10,schedule.steps=1,schedule.warmup_steps=0,optim.lr=0.0"
+"""One step of rate 0: the initial weights."""
+
+
+def methods(start: int, interval: int) -> dict[str, str]:
+    """Every objective. start, interval: epochs, of AMT."""
+    return {
+        "random": UNTRAINED,
+        "supervised": "configs/supervised.py:cifar10",
+        "mae": "configs/mae.py:cifar10",
+        "simmim": "configs/simmim.py:cifar10",
+        "mim": "configs/mapet.py:cifar10,method.objective=mim",
+        "pim": "configs/mapet.py:cifar10,method.objective=pim",
+        "mapet": "configs/mapet.py:cifar10",
+        "beyond_mask": "configs/beyond_masking.py:cifar10,method.task=mask",
+        "beyond_zoom_in": "configs/beyond_masking.py:cifar10,method.task=zoom_in",
+        "beyond_zoom_in+mask": "configs/beyond_masking.py:cifar10,method.task=zoom_in+mask",
+        "amt": f"configs/amt.py:cifar10,method.start={start},method.interval={interval}",
+    }
+
+
+def amt_controls(start: int, interval: int) -> dict[str, str]:
+    """What of AMT does what: the map, its alignment with the crop, throwing."""
+    amt = methods(start, interval)["amt"]
+    return {
+        "random": UNTRAINED,
+        "mae": "configs/mae.py:cifar10,method.norm_pix=False",  # AMT's targets
+        "random_throw": f"{amt},method.control=random_throw",
+        "amt": amt,
+        "official_corner": f"{amt},method.mapping=official_corner",
+        "am": f"{amt},method.mode=am",
+        "shuffled_bank": f"{amt},method.control=shuffled_bank",
+    }
+
+
+def protocol(epochs: int, arms: dict[str, str], warmup_epochs: float) -> ml_collections.ConfigDict:
+    """What all presets share."""
     config = default_comparison()
-    tenth = max(1, epochs // 10)  # AMT's release refreshes after 40 of 400 epochs, and every 40
-    config.arms.update(
-        {
-            # One step of rate 0: the initial weights.
-            "random": "configs/mae.py:cifar10,schedule.steps=1,schedule.warmup_steps=0,optim.lr=0.0",
-            "supervised": "configs/supervised.py:cifar10",
-            "mae": "configs/mae.py:cifar10",
-            "simmim": "configs/simmim.py:cifar10",
-            "mim": "configs/mapet.py:cifar10,method.objective=mim",
-            "pim": "configs/mapet.py:cifar10,method.objective=pim",
-            "mapet": "configs/mapet.py:cifar10",
-            "beyond_mask": "configs/beyond_masking.py:cifar10,method.task=mask",
-            "beyond_zoom_in": "configs/beyond_masking.py:cifar10,method.task=zoom_in",
-            "beyond_zoom_in+mask": "configs/beyond_masking.py:cifar10,method.task=zoom_in+mask",
-            "amt": f"configs/amt.py:cifar10,method.start={tenth},method.interval={tenth}",
-        }
-    )
+    config.arms.update(arms)
     config.shared.update(
         model=dict(image_size=32, patch=4, drop_path=0.0),
-        schedule=dict(epochs=float(epochs), warmup_epochs=float(tenth)),
+        schedule=dict(epochs=float(epochs), warmup_epochs=warmup_epochs),
         optim=dict(lr=1.5e-3),
         eval=dict(every_steps=RARELY, baselines=False),
         checkpoint=dict(keep_last=1),
@@ -84,13 +112,30 @@ def protocol(epochs: int) -> ml_collections.ConfigDict:
     return config
 
 
+def nano(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Four blocks of width 96, and a decoder of half of that."""
+    config.shared.model.variant = "nano"
+    config.shared.method = dict(decoder_width=48, decoder_depth=2, decoder_heads=3)
+    return config
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """ViT-Ti, three seeds."""
+    config.seeds = (0, 1, 2)
+    config.shared.model.variant = "ti"
+    config.shared.data = dict(batch_size=512)
+    config.shared.method = dict(decoder_width=128, decoder_depth=4, decoder_heads=4)
+    config.evaluate.update(probe="configs/linear_probe.py:cifar10", finetune="configs/finetune.py:cifar10")
+    config.calibration_steps = 300
+    return config
+
+
 def cifar10_mini() -> ml_collections.ConfigDict:
     """2,000 images on a CPU."""
-    config = protocol(epochs=16)
+    config = nano(protocol(epochs=16, arms=methods(start=1, interval=1), warmup_epochs=1.0))
     config.seeds = (0, 1)
-    config.shared.model.variant = "nano"
     config.shared.data = dict(batch_size=64)
-    config.shared.method = dict(decoder_width=48, decoder_depth=2, decoder_heads=3, vocabulary=256)
+    config.shared.method.vocabulary = 256
     config.shared.eval.heldout_examples = 500
     config.evaluate.update(probe="configs/linear_probe.py:small", finetune="configs/finetune.py:small")
     # RandAugment takes as long as everything else on a CPU.
@@ -101,11 +146,21 @@ def cifar10_mini() -> ml_collections.ConfigDict:
 
 def cifar10() -> ml_collections.ConfigDict:
     """50,000 images on one GPU."""
-    config = protocol(epochs=100)
+    return tiny(protocol(epochs=100, arms=methods(start=10, interval=10), warmup_epochs=10.0))
+
+
+def amt() -> ml_collections.ConfigDict:
+    """50,000 images on one GPU."""
+    return tiny(protocol(epochs=100, arms=amt_controls(start=10, interval=10), warmup_epochs=10.0))
+
+
+def amt_small() -> ml_collections.ConfigDict:
+    """50,000 images on a CPU; k-NN and probe alone."""
+    config = nano(protocol(epochs=4, arms=amt_controls(start=0, interval=2), warmup_epochs=0.5))
     config.seeds = (0, 1, 2)
-    config.shared.model.variant = "ti"
-    config.shared.data = dict(batch_size=512)
-    config.shared.method = dict(decoder_width=128, decoder_depth=4, decoder_heads=4)
-    config.evaluate.update(probe="configs/linear_probe.py:cifar10", finetune="configs/finetune.py:cifar10")
-    config.calibration_steps = 300
+    config.shared.data = dict(batch_size=128)
+    config.shared.eval.heldout_examples = 10000
+    config.evaluate.probe = "configs/linear_probe.py:small"
+    del config.evaluate_shared["finetune"]
+    config.columns = tuple(column for column in config.columns if column[1] != "finetune")
     return config

@@ -47,6 +47,8 @@ def probed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_probe_left_its_metrics_and_its_confusion_matrix(probed: Path) -> None:
     for key in ("eval/loss", "eval/top1", "eval/top5", "eval/mean_per_class", "eval/map_11_point"):
         assert np.isfinite(last(probed, key))
+    top1, images = last(probed, "eval/top1"), 360  # a fifth of scikit-learn's digits
+    assert last(probed, "eval/top1_stderr") == pytest.approx((top1 * (1 - top1) / images) ** 0.5)
     assert 0.2 < last(probed, "eval/top1") <= last(probed, "eval/top5") <= 1
     page = (probed / "report.html").read_text()
     assert "Confusion" in page and "mean per class" in page and (probed / "confusion.png").exists()

@@ -1,5 +1,6 @@
 """Numbers over seeds, and which differences between them mean nothing."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,21 +9,28 @@ from mim_jax.compare.protocol import Column
 
 RULE = (
     "A difference is inside the noise where the two means are no further apart than the sum of the two half ranges"
-    " over the seeds. With so few seeds that is a rough rule, not a test: a difference outside is a hint."
+    " over the seeds and, of a share of the held-out images, the standard error of the difference of two shares of so"
+    " many images. With so few seeds that is a rough rule, not a test: a difference outside is a hint."
 )
 
 
 class Summary(NamedTuple):
-    """Mean and half range over the seeds."""
+    """Mean and half range over the seeds; standard error for want of held-out images, which all seeds share."""
 
     mean: float
     half_range: float
     seeds: int
+    standard_error: float = 0.0
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Of one seed's value or more; the half range of one is 0."""
-    return Summary(statistics.fmean(values), (max(values) - min(values)) / 2, len(values))
+def summarise(values: Sequence[float], errors: Sequence[float] = ()) -> Summary:
+    """Of one seed's value or more; the half range of one is 0. errors: the values' standard errors, where known."""
+    return Summary(
+        statistics.fmean(values),
+        (max(values) - min(values)) / 2,
+        len(values),
+        statistics.fmean(errors) if errors else 0.0,
+    )
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -45,6 +53,7 @@ def judge(column: Column, summaries: Mapping[str, Summary]) -> str:
     for arm, summary in known.items():
         apart = abs(known[best].mean - summary.mean)
         noise = known[best].half_range + summary.half_range
+        noise += math.hypot(known[best].standard_error, summary.standard_error)
         if arm != best and apart <= noise:
             inside.append(f"{arm} ({apart:.{digits}f} apart, noise {noise:.{digits}f})")
         elif arm != best:

@@ -34,19 +34,16 @@ class Column(NamedTuple):
 class Protocol:
     """Every key of a comparison's configuration. Sections of settings are nested: shared.schedule.epochs."""
 
-    data: str = (
-        ""  # folder with train/ and test/, each with a folder a class; empty = shared.data.source says
-    )
+    # Folder with train/ and test/, each with a folder a class; empty = shared.data.source says.
+    data: str = ""
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
-    runs: str = (
-        ""  # finished runs or weights, joined by commas: an arm with {run} in it is there for each of them
-    )
+    # Finished runs or weights, joined by commas: an arm with {run} in it is there for each of them.
+    runs: str = ""
     only: str = ""  # names of arms, joined by commas; empty = all
     seeds: tuple[int, ...] = (0,)
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of every arm
-    evaluate: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # stage -> FILE[:PRESET][,key=value...]
+    # Stage -> FILE[:PRESET][,key=value...].
+    evaluate: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluate_shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # stage -> its settings
     columns: tuple[Any, ...] = ()  # of the fields of `Column`
     budget: str = "images"  # images (shared.schedule.epochs) | seconds (of training, from a calibration)

@@ -8,6 +8,7 @@ from mim_jax.compare.noise import Summary, decimals, summarise
 from mim_jax.compare.protocol import PRETRAIN, Column, Protocol
 from mim_jax.compare.records import DONE, FAILED, Record, Records
 from mim_jax.compare.stages import result_key
+from mim_jax.training.watching.log import STANDARD_ERROR
 
 WAITING, NOT_RUN, ABSENT = "waiting", "not run", "–"
 REASON_LENGTH = 160
@@ -20,10 +21,11 @@ class Entry:
 
     values: Mapping[int, float]  # seed -> value, of the seeds that have one
     notes: tuple[str, ...]  # what is to be said of the others
+    errors: tuple[float, ...] = ()  # standard errors of the values that have one
 
     @property
     def summary(self) -> Summary | None:
-        return summarise(list(self.values.values())) if self.values else None
+        return summarise(list(self.values.values()), self.errors) if self.values else None
 
 
 class Table:
@@ -78,6 +80,7 @@ class Table:
 
     def _entry(self, arm: str, column: Column) -> Entry:
         values: dict[int, float] = {}
+        errors: list[float] = []
         notes: dict[str, list[str]] = {}
         # A failure is explained in the first column of its stage.
         explains = next(other for other in self.columns if other.stage == column.stage) == column
@@ -85,6 +88,8 @@ class Table:
             status, record = self.status(arm, seed, column.stage)
             if record is not None and status == DONE and column.key in record.values:
                 values[seed] = column.scale * record.values[column.key]
+                if (error := record.values.get(f"{column.key}{STANDARD_ERROR}")) is not None:
+                    errors.append(column.scale * error)
                 continue
             if record is not None and status == FAILED:
                 status = f"failed: {shortened(record.reason)}" if explains else "failed"
@@ -97,6 +102,7 @@ class Table:
                 else f"{note} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
                 for note, seeds in notes.items()
             ),
+            tuple(errors),
         )
 
 

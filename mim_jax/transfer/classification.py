@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from mim_jax.methods.protocol import Batch, Method
+from mim_jax.training.watching.log import STANDARD_ERROR
 from mim_jax.transfer.gathering import everywhere
-from mim_jax.transfer.metrics import draw_confusion, eleven_point_map, mean_per_class, top_k
+from mim_jax.transfer.metrics import draw_confusion, eleven_point_map, mean_per_class, standard_error, top_k
 
 CONFUSION = "confusion.png"
 
@@ -37,7 +38,7 @@ class Classification:
         )
 
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
-        """Loss, top-1, top-5, mean per class and 11-point mAP; draws the confusion matrix.
+        """Loss, top-1 and its standard error, top-5, mean per class and 11-point mAP; draws the confusion matrix.
 
         With several labels an image: the mAP alone.
         """
@@ -53,9 +54,11 @@ class Classification:
             return {"eval/map_11_point": eleven_point_map(scores, labels == 1, labels >= 0)}
         if jax.process_index() == 0:
             draw_confusion(self._workdir / CONFUSION, scores, labels, self._names)
+        top1 = top_k(scores, labels, 1)
         return {
             "eval/loss": float(optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()),
-            "eval/top1": top_k(scores, labels, 1),
+            "eval/top1": top1,
+            f"eval/top1{STANDARD_ERROR}": standard_error(top1, len(labels)),
             "eval/top5": top_k(scores, labels, 5),
             "eval/mean_per_class": mean_per_class(scores, labels),
             "eval/map_11_point": eleven_point_map(scores, labels[:, None] == np.arange(scores.shape[1])),

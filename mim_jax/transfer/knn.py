@@ -14,7 +14,9 @@ import numpy as np
 from mim_jax.config.check import ConfigError
 from mim_jax.methods.protocol import Batch, Method
 from mim_jax.models.vit import Params
+from mim_jax.training.watching.log import STANDARD_ERROR
 from mim_jax.transfer.gathering import everywhere
+from mim_jax.transfer.metrics import standard_error
 
 QUERIES = 2048
 NEIGHBOURS = 8192
@@ -143,20 +145,21 @@ class Knn:
         )
 
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
-        """Top-1 of the features, for every k; with `baselines` also that of the raw pixels (first k)."""
+        """Top-1 of the features and its standard error, for every k; with `baselines` also that of the raw pixels (first k)."""
         ks = (self.eval.knn_k,) if isinstance(self.eval.knn_k, int) else self.eval.knn_k
-        (first, *others), commonest = self._top1(self._features, state.params, ks)
-        result = {"eval/knn_top1": first}
-        result |= {f"eval/knn{k}_top1": value for k, value in zip(ks[1:], others, strict=True)}
+        names = ["eval/knn_top1", *(f"eval/knn{k}_top1" for k in ks[1:])]
+        shares, commonest, images = self._top1(self._features, state.params, ks)
+        result = dict(zip(names, shares, strict=True))
+        result |= {f"{name}{STANDARD_ERROR}": standard_error(share, images) for name, share in result.items()}
         if baselines:
-            (result["eval/knn_raw_pixels_top1"],), _ = self._top1(self._pixels, state.params, ks[:1])
+            (result["eval/knn_raw_pixels_top1"],), *_ = self._top1(self._pixels, state.params, ks[:1])
             result["eval/commonest_class_top1"] = commonest
         return result
 
     def _top1(
         self, extract: Callable[[Params, Batch], jax.Array], params: Params, ks: Sequence[int]
-    ) -> tuple[list[float], float]:
-        """Top-1 for every k, and that of always naming the commonest class of the neighbours."""
+    ) -> tuple[list[float], float, int]:
+        """Top-1 for every k, and that of always naming the commonest class of the neighbours; of how many images."""
         counts = np.zeros(self.num_classes, np.int64)
         train, test = (_extracted(extract, params, batches()) for batches in self.batches)
 
@@ -173,7 +176,7 @@ class Knn:
             temperature=self.eval.knn_temperature,
             num_classes=self.num_classes,
         )
-        return found, float(np.mean(labels == counts.argmax()))
+        return found, float(np.mean(labels == counts.argmax())), len(labels)
 
 
 def _extracted(

@@ -1,5 +1,6 @@
 """Classification metrics from scores: scikit-learn's where it has them; VOC2007's 11-point average precision is ours."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ def top_k(scores: Scores, labels: Labels, k: int) -> float:
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     return float(np.mean(np.sum(scores > own, axis=1) < k))
+
+
+def standard_error(share: float, count: int) -> float:
+    """How far the share of `count` examples that are right lies from that of all there could be: of the binomial."""
+    return math.sqrt(share * (1 - share) / count)
 
 
 def mean_per_class(scores: Scores, labels: Labels) -> float:

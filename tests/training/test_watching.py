@@ -312,6 +312,7 @@ def test_a_methods_own_metrics_get_a_curve() -> None:
                 "train/psnr",
                 "eval/psnr",
                 "eval/knn_seconds",
+                "eval/knn_top1_stderr",
                 "eval/uniform_loss",
                 "perf/unix_time",
             }

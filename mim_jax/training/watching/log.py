@@ -13,6 +13,12 @@ from tqdm import tqdm
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
 
+STANDARD_ERROR = "_stderr"
+"""Ending of the key of a share's standard error over the held-out images it was measured on."""
+
+ASIDE = ("_seconds", STANDARD_ERROR)
+"""Endings of metrics that people are not shown: they are about a result, and not one."""
+
 
 class MetricLog:
     """`metrics.jsonl`: one JSON object a line with `step` (updates done) and flat keys. Only the first host has one.

@@ -13,6 +13,7 @@ import numpy as np
 
 from mim_jax.methods.protocol import Picture
 from mim_jax.training.watching import bad_images
+from mim_jax.training.watching.log import ASIDE
 from mim_jax.training.watching.table import LABELS
 
 matplotlib.use("Agg")
@@ -131,7 +132,7 @@ def curve_panels(logged: Set[str]) -> list[tuple[str, list[str]]]:
     panels = [(title, [key for key in keys if key in logged]) for title, keys in CURVES]
     shown = {key for _, keys in CURVES for key in keys}
     others = {key.partition("/")[2] for key in logged - shown if key.startswith(("train/", "eval/"))}
-    others = {name for name in others if not (name in LABELS or name.endswith("_seconds"))}
+    others = {name for name in others if not (name in LABELS or name.endswith(ASIDE))}
     panels += [
         (name.replace("_", " "), [key for key in (f"train/{name}", f"eval/{name}") if key in logged])
         for name in sorted(others)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mim_jax.training.watching.log import ASIDE
+
 LABELS = {
     "loss": "held-out loss",
     "uniform_loss": "  guessing all tokens alike, ln(vocabulary)",
@@ -34,9 +36,7 @@ def result_rows(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         return []
     start = evaluations[0] if evaluations[0]["step"] == 0 else {}
     end = evaluations[-1]
-    names = [
-        key.removeprefix("eval/") for key in end if key.startswith("eval/") and not key.endswith("_seconds")
-    ]
+    names = [key.removeprefix("eval/") for key in end if key.startswith("eval/") and not key.endswith(ASIDE)]
     known = list(LABELS)
     names.sort(
         key=lambda name: known.index(name) if name in known else len(known)

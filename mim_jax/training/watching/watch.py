@@ -9,7 +9,7 @@ import jax
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
-from mim_jax.training.watching.log import Clock, progress_line, say
+from mim_jax.training.watching.log import ASIDE, Clock, progress_line, say
 from mim_jax.training.watching.peak import peak_flops, peak_memory
 from mim_jax.training.watching.progress import Bar
 from mim_jax.training.watching.sinks import Sink
@@ -59,7 +59,7 @@ class Watch:
         if not values:
             return
         self._sink.write(done, values)
-        shown = {k.removeprefix("eval/"): v for k, v in values.items() if not k.endswith("_seconds")}
+        shown = {k.removeprefix("eval/"): v for k, v in values.items() if not k.endswith(ASIDE)}
         say(f"eval at step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
 
     def _look(self, done: int, metrics: Any) -> None:
