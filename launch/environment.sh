@@ -44,9 +44,9 @@ tune_environment() {
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
   [ -n "$(jax_build)" ] && return
-  # XLA's temporary buffer stays mapped between steps: half a million page faults a step less. Each of the three alone
-  # does nothing; glibc reads the first two when the process starts.
-  export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 JAX_CPU_ENABLE_ASYNC_DISPATCH=false
+  # XLA's temporary buffers stay mapped between steps, which is a third of the time of a step (docs/results/cost.md). It takes
+  # all three: the arenas of threads are unmapped whatever the threshold. glibc reads them when the process starts.
+  export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
   # Known to jaxlib 0.10.2 only; another version aborts on an unknown value.
   if .venv/bin/python -c 'import jaxlib, sys; sys.exit(jaxlib.__version__ != "0.10.2")'; then
     export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_experimental_ynn_fusion_type=reduce --xla_cpu_prefer_vector_width=512"
