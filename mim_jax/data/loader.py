@@ -26,11 +26,11 @@ def identity(batch: HostBatch) -> HostBatch:
 class Loader:
     """Training batches without an end.
 
-    batch_size: of all hosts together; the global batch of a step is positions [step * batch_size, (step + 1)
-    * batch_size) of the endless order, and this host's part a contiguous slice of it. threads: 0 chooses one
-    a core. prefetch: batches made ahead. extras: for each name of `spec.extras` a function of index int64 [B]
-    that gives the batch's array of that name. stall_seconds: how long the consumer of `iterate` has waited so
-    far.
+    batch_size: of all hosts together; the global batch of a step is positions [step * batch_size, (step + 1) * batch_size)
+    of the endless order, and this host's part a contiguous slice of it.
+    threads: 0 chooses one a core. prefetch: batches made ahead.
+    extras: for each name of `spec.extras` a function of index int64 [B] that gives the batch's array of that name.
+    stall_seconds: how long the consumer of `iterate` has waited so far.
     """
 
     def __init__(

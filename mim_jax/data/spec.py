@@ -14,7 +14,7 @@ THE BATCH is a dict of numpy arrays (after `place`, of jax arrays); B is the hos
 | tokens    | int32 [B, L]       | only where `extras` asks: target ids, row-major                       |
 | attention | float32 [B, g, g]  | only where `extras` asks: the map of the whole image                  |
 | features  | float32 [B, D]     | only where `extras` asks: of the whole image, by a frozen network     |
-| teacher   | uint8 [B, h, w, 3] | only with `InputSpec.teacher`: the same view at a tokenizer's size     |
+| teacher   | uint8 [B, h, w, 3] | only with `InputSpec.teacher`: the same view at a tokenizer's size    |
 | labels    | int8 [B, classes]  | only where `extras` asks: 1 shown, 0 not, -1 not to be counted        |
 
 (index, draw) names one use of one example: two uses in one batch, where a batch exceeds the data set, differ
@@ -44,12 +44,11 @@ class InputSpec:
     """The view a method wants.
 
     size: (height, width) in pixels.
-    crop: random_resized   torchvision's RandomResizedCrop, by `scale` (share of the area) and `ratio` (width
-    / height)
+    crop: random_resized   torchvision's RandomResizedCrop, by `scale` (share of the area) and `ratio` (width / height)
           centre_square    the largest centred square, then resized
-          resize_centre    short side to round(size / crop_fraction), then the centre (the usual ImageNet
-          evaluation) squash           the whole picture, resized without regard to its shape none
-          the picture as it is; one of another size is an error
+          resize_centre    short side to round(size / crop_fraction), then the centre (ImageNet's usual evaluation)
+          squash           the whole picture, resized without regard to its shape
+          none             the picture as it is; one of another size is an error
     flip: draw a mirror bit for each use of an example (the device mirrors).
     extras: names of optional batch keys, served by the loader's `extras` callables.
     resample: PIL's antialiased filter of that name.
