@@ -9,7 +9,7 @@ import numpy as np
 
 from mim_jax.data.crop import box_for, flip_for, render
 from mim_jax.data.errors import DataError
-from mim_jax.data.sources.base import ArraySource, Source
+from mim_jax.data.sources.base import NO_LABEL, ArraySource, Source
 from mim_jax.data.spec import Array, Index, InputSpec
 
 Extras = Mapping[str, Callable[[Index], Array]]
@@ -32,16 +32,16 @@ def allocate(request: Request, spec: InputSpec, extras: Extras, source: Source) 
         "image": np.empty((size, *(spec.size if spec.pixels else (0, 0)), 3), np.uint8),
         "index": request.index.astype(np.int32),
         "draw": request.draw.astype(np.int32),
-        "box": np.empty((size, 4), np.float32),
+        "box": np.tile(np.array([0, 0, 1, 1], np.float32), (size, 1)),
         "flip": np.zeros(size, bool),
-        "label": np.empty(size, np.int32),
+        "label": np.full(size, NO_LABEL, np.int32),
         "valid": request.valid,
     }
     if spec.teacher:
         batch["teacher"] = np.empty((size, *spec.teacher, 3), np.uint8)
     if "labels" in spec.extras:
         batch["labels"] = np.empty((size, source.num_classes), np.int8)
-    return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras if name != "labels"}
+    return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras if name in extras}
 
 
 def fill(
@@ -69,6 +69,11 @@ def fill(
             batch["labels"][row] = picture.labels
 
 
+def is_all_served(spec: InputSpec, extras: Extras) -> bool:
+    """Whether the source need not be read: nothing is decoded, and `extras` hold what else it knows, the labels."""
+    return not spec.pixels and any(name in spec.extras and name in extras for name in ("label", "labels"))
+
+
 def can_gather(source: Source, spec: InputSpec) -> bool:
     """Whether the view is the stored picture itself, so that a batch is one indexing of an array."""
     return (
@@ -85,7 +90,6 @@ def gather(batch: dict[str, np.ndarray], request: Request, source: Source, spec:
     assert isinstance(source, ArraySource)
     np.take(source.images, request.index, axis=0, out=batch["image"])
     batch["label"][:] = source.labels[request.index]
-    batch["box"][:] = (0, 0, 1, 1)
     if spec.flip:
         batch["flip"][:] = [
             flip_for(spec, seed=request.seed, draw=int(draw), index=int(index))
@@ -100,7 +104,7 @@ def check_extras(spec: InputSpec, extras: Extras, source: Source) -> None:
             f"The source {source.name} has one label an image, but labels were asked for: use label."
         )
     for name in spec.extras:
-        if name not in extras and name != "labels":
+        if name not in extras and name not in ("label", "labels"):
             raise DataError(
                 f"The input spec asks for the batch key {name!r}, but the loader was given no callable for "
                 f"it: pass extras={{{name!r}: ...}}."

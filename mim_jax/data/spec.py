@@ -36,7 +36,7 @@ Index = npt.NDArray[np.int64]
 
 CROPS = ("random_resized", "centre_square", "resize_centre", "squash", "none")
 RESAMPLES = ("bicubic", "bilinear", "lanczos")
-EXTRAS = ("tokens", "attention", "features", "labels")
+EXTRAS = ("tokens", "attention", "features", "label", "labels")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class InputSpec:
     flip: draw a mirror bit for each use of an example (the device mirrors).
     extras: names of optional batch keys, served by the loader's `extras` callables.
     resample: PIL's antialiased filter of that name.
-    pixels: False = nothing is decoded, `image` is [B, 0, 0, 3] (what is learnt from lies in `extras`).
+    pixels: False = nothing is decoded, `image` is [B, 0, 0, 3] (what is learnt from lies in `extras`). Where they hold label
+    or labels as well, the source is not read at all.
     teacher: (height, width) of the batch key `teacher`, made of the same box by `teacher_resample`; None = no such key.
     """
 

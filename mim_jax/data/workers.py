@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from mim_jax.data.assemble import Extras, Request, allocate, can_gather, fill, gather
+from mim_jax.data.assemble import Extras, Request, allocate, can_gather, fill, gather, is_all_served
 from mim_jax.data.sources.base import Source
 from mim_jax.data.spec import InputSpec
 
@@ -51,7 +51,7 @@ class Crew:
     def __init__(self, source: Source, spec: InputSpec, extras: Extras, threads: int) -> None:
         self._source, self._spec, self._extras = source, spec, extras
         self.threads = choose_threads(threads)
-        self._gather = can_gather(source, spec)
+        self._gather, self._all_served = can_gather(source, spec), is_all_served(spec, extras)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -61,6 +61,7 @@ class Crew:
         making = Making(batch)
         if self._gather:
             gather(batch, request, self._source, self._spec)
+        if self._gather or self._all_served:
             return making
         making.rows.extend(range(len(request.index)))
         with self._lock:

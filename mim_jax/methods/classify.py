@@ -120,7 +120,7 @@ class Classify(Method):
         spec = dataclasses.replace(super().input_spec, extras=self._labels)
         if not self.cached:
             return spec
-        return dataclasses.replace(spec, extras=(FEATURES, *self._labels), pixels=False)
+        return dataclasses.replace(spec, extras=(FEATURES, self._answers), pixels=False)
 
     @property
     def eval_spec(self) -> InputSpec:
@@ -131,19 +131,35 @@ class Classify(Method):
         return ("labels",) if self.options.multi_label else ()
 
     @property
+    def _answers(self) -> str:
+        """The batch key of what is to be named."""
+        return "labels" if self.options.multi_label else "label"
+
+    @property
     def passes(self) -> tuple[Pass, ...]:
-        """Features of a frozen encoder without augmentation: once, before the first step."""
+        """Features of a frozen encoder without augmentation, and the labels: once. Then no image is read any more."""
         if not self.cached:
             return ()
+        spec, name = dataclasses.replace(super().input_spec, extras=()), self._answers
         return (
             Pass(
                 name=FEATURES,
                 due=lambda epoch: epoch == -1,
-                input_spec=dataclasses.replace(super().input_spec, extras=()),
+                input_spec=spec,
                 compute=lambda params, batch: self.features(params, self.clean_patches(batch["image"])),
                 shape=(self.width,),
                 dtype="float32",
                 initial=0.0,
+                saved=False,
+            ),
+            Pass(
+                name=name,
+                due=lambda epoch: epoch == -1,
+                input_spec=dataclasses.replace(spec, extras=self._labels, pixels=False),
+                compute=lambda params, batch: batch[name],
+                shape=(self.num_classes,) if self.options.multi_label else (),
+                dtype="int8" if self.options.multi_label else "int32",
+                initial=-1.0,
                 saved=False,
             ),
         )

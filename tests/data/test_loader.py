@@ -137,6 +137,36 @@ def test_extras_are_served_by_index():
         Loader(source(), spec, batch_size=5, seed=0)
 
 
+def test_what_extras_hold_is_not_read():
+    """Without pixels, and with the labels in a table, the source is left alone; without the table it is not."""
+
+    class Unreadable:
+        name, num_classes, class_names, multi_label, fingerprint = (
+            "unreadable",
+            3,
+            ("a", "b", "c"),
+            False,
+            "0",
+        )
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            raise DataError("read")
+
+    table = np.arange(10, dtype=np.int32) % 3
+    spec = InputSpec((8, 8), "none", extras=("label",), pixels=False)
+    with Loader(
+        Unreadable(), spec, batch_size=5, seed=0, extras={"label": lambda index: table[index]}
+    ) as loader:
+        batch = loader.batch(3)
+    np.testing.assert_array_equal(batch["label"], table[batch["index"]])
+    assert batch["image"].shape == (5, 0, 0, 3) and (batch["box"] == (0, 0, 1, 1)).all()
+    with Loader(Unreadable(), spec, batch_size=5, seed=0) as loader, pytest.raises(DataError, match="read"):
+        loader.batch(3)
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("limit", [None, 5, 100])
 def test_evaluation_sees_each_example_once_in_order(hosts, limit):

@@ -224,7 +224,7 @@ def test_probe_is_logistic_regression() -> None:
 @pytest.mark.parametrize("layer", [-1, 0])
 def test_cached_features_are_those_of_the_images(layer: int) -> None:
     method = probe(method__layer=layer)
-    assert method.cached and method.input_spec.extras == ("features",) and not method.input_spec.pixels
+    assert method.cached and method.input_spec.extras == ("features", "label") and not method.input_spec.pixels
     params, data = method.init_params(jax.random.key(0)), batch(16)
     rows = method.passes[0].compute(params, data)
     expected = method.encode(params, jnp.asarray(data["image"])).pooled(layer)
@@ -236,6 +236,7 @@ def test_cached_features_are_those_of_the_images(layer: int) -> None:
         ours, whole.forward(params, whole.corrupt(keys(), data, {}), keys(), True)["logits"], atol=1e-4
     )
     assert [e for e in range(-1, 50) if method.passes[0].due(e)] == [-1] and not method.passes[0].saved
+    np.testing.assert_array_equal(method.passes[1].compute(params, data), data["label"])
 
 
 def test_mixing_keeps_label_mass_and_evaluation_mixes_nothing() -> None:
