@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from mim_jax.compare import work
 from mim_jax.compare.__main__ import run
+from mim_jax.compare.cores import divided
 from mim_jax.compare.noise import Summary, decimals, judge
 from mim_jax.compare.protocol import PRETRAIN, Column, read_protocol
 from mim_jax.compare.stages import cell, pretraining
@@ -26,7 +28,7 @@ SPEED, EXAMPLES = 200.0, 640
 """Images/s and training images that the stand-in pretends to have."""
 
 STAND_IN = f"""
-import json, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 here, workdir = Path(__file__).parent, Path(flags["workdir"])
@@ -37,6 +39,7 @@ def note(what):
 def starts(of):
     return (here / "events").read_text().splitlines().count("start " + of)
 note("start")
+(here / ("cores-" + name.replace("/", "-"))).write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 def asked(*_):
     note("asked")
     sys.exit(75)
@@ -305,6 +308,27 @@ def test_jobs_and_runs_stopped_by_others(comparison: Comparison) -> None:
     comparison.order({"z-0/pretrain": {"until": "b-0/pretrain"}, "b-0/pretrain": {"again": 1}})
     assert comparison.run("--jobs=2", "--config.only=z,b", "--config.seeds=(0,)") == 0
     assert comparison.starts() == {"z-0/pretrain": 1, "z-0/probe": 1, "b-0/pretrain": 2, "b-0/probe": 1}
+    cores = {path.name: json.loads(path.read_text()) for path in comparison.folder.glob("cores-*")}
+    own = [set(cores[f"cores-{arm}-0-{PRETRAIN}"]) for arm in "zb"]
+    all_cores = os.sched_getaffinity(0)  # ours, as before
+    assert own[0] | own[1] == all_cores
+    assert not own[0] & own[1] or len(all_cores) == 1  # a machine of one core cannot be divided
+
+
+@pytest.mark.parametrize(
+    ("cores", "slots", "want"),
+    [
+        (5, 2, [{0, 1}, {2, 3, 4}]),
+        (4, 4, [{0}, {1}, {2}, {3}]),
+        (8, 1, [None]),
+        (2, 3, [None, None, None]),
+    ],
+)
+def test_cores_are_divided(
+    cores: int, slots: int, want: list[set[int] | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert divided(slots) == want
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

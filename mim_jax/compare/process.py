@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from mim_jax.compare.cores import Cores, only
 from mim_jax.compare.stages import Stage
 
 MAIN = (sys.executable, "-m", "mim_jax.main")
@@ -12,11 +13,11 @@ MAIN = (sys.executable, "-m", "mim_jax.main")
 
 
 class Process:
-    """A stage under way. Output goes to the end of its log, below the command."""
+    """A stage under way, on some cores (None = all). Output goes to the end of its log, below the command."""
 
-    def __init__(self, stage: Stage, main: Sequence[str], lock: int) -> None:
+    def __init__(self, stage: Stage, main: Sequence[str], lock: int, cores: Cores | None) -> None:
         stage.log.parent.mkdir(parents=True, exist_ok=True)
-        with stage.log.open("ab") as log:
+        with stage.log.open("ab") as log, only(cores):
             log.write(f"\n$ {stage.command()}\n".encode())
             log.flush()
             self._log, self._from = stage.log, log.tell()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mim_jax.compare.control import PERIOD, Stop, say
+from mim_jax.compare.cores import Cores, divided
 from mim_jax.compare.process import Process
 from mim_jax.compare.records import DONE, FAILED, RUNNING, Records, end_of
 from mim_jax.compare.stages import Stage
@@ -27,35 +28,36 @@ class Work:
         self._total, self._slots = 0, 1
 
     def run(self, cells: Sequence[Sequence[Stage]], slots: int) -> None:
-        """Runs what is not done of the cells, in order, `slots` at a time."""
+        """Runs what is not done of the cells, in order, `slots` at a time, each on its own cores."""
         stages = [stage for cell in cells for stage in cell]
         self._left = {stage.key: stage for stage in stages if not self._records.is_done(stage.key)}
         self._total, self._slots = len(stages), slots
-        waiting = collections.deque(self._cell(cell) for cell in cells)
-        working: list[Iterator[None]] = []
+        waiting, cores = collections.deque(cells), divided(slots)
+        working: dict[int, Iterator[None]] = {}  # slot -> its cell
         while working or waiting:
-            while waiting and len(working) < slots:
-                working.append(waiting.popleft())
-            working = [cell for cell in working if next(cell, DONE) is not DONE]
+            for slot in range(slots):
+                if waiting and slot not in working:
+                    working[slot] = self._cell(waiting.popleft(), cores[slot])
+            working = {slot: cell for slot, cell in working.items() if next(cell, DONE) is not DONE}
             if working:
                 time.sleep(PERIOD)
 
-    def _cell(self, stages: Sequence[Stage]) -> Iterator[None]:
+    def _cell(self, stages: Sequence[Stage], cores: Cores | None) -> Iterator[None]:
         for number, stage in enumerate(stages):
             if self._stop.asked:
                 return
             if self._records.is_done(stage.key):
                 continue
-            yield from self._stage(stage)
+            yield from self._stage(stage, cores)
             if not self._records.is_done(stage.key):
                 for later in stages[number:]:
                     self._left.pop(later.key, None)
                 return
 
-    def _stage(self, stage: Stage) -> Iterator[None]:
+    def _stage(self, stage: Stage, cores: Cores | None) -> Iterator[None]:
         started = time.perf_counter()
         for _ in range(STARTS):
-            process = Process(stage, self._main, self._lock)
+            process = Process(stage, self._main, self._lock, cores)
             self._records.put(stage, RUNNING, pid=process.pid)
             say(f"started  {stage.title}")
             told = False

@@ -224,7 +224,9 @@ def test_probe_is_logistic_regression() -> None:
 @pytest.mark.parametrize("layer", [-1, 0])
 def test_cached_features_are_those_of_the_images(layer: int) -> None:
     method = probe(method__layer=layer)
-    assert method.cached and method.input_spec.extras == ("features", "label") and not method.input_spec.pixels
+    assert (
+        method.cached and method.input_spec.extras == ("features", "label") and not method.input_spec.pixels
+    )
     params, data = method.init_params(jax.random.key(0)), batch(16)
     rows = method.passes[0].compute(params, data)
     expected = method.encode(params, jnp.asarray(data["image"])).pooled(layer)
