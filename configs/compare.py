@@ -14,7 +14,7 @@ tuned for none: where that matters give an arm its own, `--config.arms.mae=confi
 
 | preset | what | time | result |
 |---|---|---|---|
-| demo, cifar10_mini | ViT nano, 16 epochs of 2,000 images of 32 px, 2 seeds | about an hour on two CPU cores | docs/results/compare_mini.md |
+| demo, cifar10_mini | ViT nano, 16 epochs of 2,000 images of 32 px, 2 seeds | 40 minutes on two CPU cores, `--jobs=2` | docs/results/compare_mini.md |
 | cifar10 | ViT-Ti, 100 epochs of 50,000 images of 32 px, 3 seeds | one GPU; not measured | not known |
 | amt | AMT, its controls and MAE, as cifar10 | one GPU; not measured | not known |
 | amt_small | the same on ViT nano and 4 epochs | about an hour on two CPU cores, `--jobs=2` | docs/results/amt.md |
