@@ -15,7 +15,6 @@ import pytest
 
 from mim_jax.compare import work
 from mim_jax.compare.__main__ import run
-from mim_jax.compare.cores import divided
 from mim_jax.compare.noise import Summary, decimals, judge
 from mim_jax.compare.protocol import PRETRAIN, Column, read_protocol
 from mim_jax.compare.stages import cell, pretraining
@@ -313,22 +312,6 @@ def test_jobs_and_runs_stopped_by_others(comparison: Comparison) -> None:
     all_cores = os.sched_getaffinity(0)  # ours, as before
     assert own[0] | own[1] == all_cores
     assert not own[0] & own[1] or len(all_cores) == 1  # a machine of one core cannot be divided
-
-
-@pytest.mark.parametrize(
-    ("cores", "slots", "want"),
-    [
-        (5, 2, [{0, 1}, {2, 3, 4}]),
-        (4, 4, [{0}, {1}, {2}, {3}]),
-        (8, 1, [None]),
-        (2, 3, [None, None, None]),
-    ],
-)
-def test_cores_are_divided(
-    cores: int, slots: int, want: list[set[int] | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert divided(slots) == want
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
