@@ -44,7 +44,7 @@ tune_environment() {
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
   [ -n "$(jax_build)" ] && return
-  # XLA's temporary buffers stay mapped between steps, which is a third of the time of a step (docs/results/cost.md). It takes
+  # XLA's temporary buffers stay mapped between steps; mapping them anew took up to a third of a step (docs/results/cost.md). It takes
   # all three: the arenas of threads are unmapped whatever the threshold. glibc reads them when the process starts.
   export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1
   # Known to jaxlib 0.10.2 only; another version aborts on an unknown value.

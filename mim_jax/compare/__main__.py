@@ -1,8 +1,8 @@
 """python -m mim_jax.compare --config=configs/compare.py[:PRESET] --workdir=DIR [--jobs=N] [--config.key=value ...]
 
 Exit codes: 0 all is done, 1 some cells failed (the same command tries them again), 2 a mistake of the user's, 75 asked to
-stop (the same command goes on). Runs at a time have a share of the cores each. On a GPU, --jobs above 1 needs XLA_PYTHON_CLIENT_PREALLOCATE=false, or the first run takes
-the memory of all.
+stop (the same command goes on). Runs at a time have a share of the cores each. On a GPU, --jobs above 1 needs
+XLA_PYTHON_CLIENT_PREALLOCATE=false, or the first run takes the memory of all.
 """
 
 import functools
