@@ -1,5 +1,6 @@
-"""Eight fake CPU devices, the shared fixtures of the papers' own code, and small configurations."""
+"""Eight fake CPU devices, the numbers of the papers' own code, and a finished run."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,15 +17,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-FIXTURES = Path(os.environ.get("MIM_JAX_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+FIXTURES = ROOT / "tests" / "fixtures"
+
+from tests.expected_skips import pytest_configure  # noqa: E402, F401 - a hook: it refuses unexpected skips
 
 
 def official(name: str) -> "np.lib.npyio.NpzFile":
-    """Numbers produced by a paper's own code; the test is skipped where they are absent."""
-    path = FIXTURES / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"the fixture {name}.npz is not beside this checkout (MIM_JAX_FIXTURES names its folder)")
-    return np.load(path)
+    """Arrays that a paper's own code produced (tests/fixtures/README.md)."""
+    return np.load(FIXTURES / f"{name}.npz")
+
+
+def official_optimisers() -> dict[str, Any]:
+    """Rates, scales, decay lists and counts of the papers' own code, by paper (mae, amt, simmim, mapet)."""
+    listed: dict[str, Any] = json.loads((FIXTURES / "optim_public.json").read_text())
+    return listed
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """AMT as a method: spec amt.md section 10, T5 to T8, T11 to T13."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from mim_jax.config.check import ConfigError
 from mim_jax.methods.attention_bank import attention_maps, permuted
 from mim_jax.methods.protocol import Phase
 from mim_jax.training.epochs import phase_of, phase_starts
-from tests.conftest import FIXTURES
+from tests.conftest import official_optimisers
 
 PHASES = {"method.start": 1, "method.interval": 1}
 FULL = {
@@ -169,17 +168,7 @@ def test_token_counts_at_full_size() -> None:
 
 def test_schedule() -> None:
     """T11: first refresh after epoch `start`, attention from the next epoch on; the fixture's lists."""
-    path = FIXTURES / "optim_public.json"
-    cases = [
-        {
-            "epochs": 200,
-            "interval": 40,
-            "updates_after_epoch": [40, 80, 120, 160],
-            "first_attention_epoch": 41,
-        }
-    ]
-    cases += json.loads(path.read_text())["amt"]["epoch_logic"] if path.exists() else []
-    for case in cases:
+    for case in official_optimisers()["amt"]["epoch_logic"]:
         method = small_method(
             "amt", {"schedule.epochs": float(case["epochs"]), "method.start": 40, "method.interval": 40}
         )

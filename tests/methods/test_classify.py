@@ -1,7 +1,6 @@
 """Classification: layer ids and decay against the papers' lists, heads, probes, what is frozen, and the golden LARS step."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +18,14 @@ from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.rules import map_rules, names, vit_layers
 from mim_jax.models.classifier import BN_EPS
 from mim_jax.training.optimiser import make_optimiser
-from tests.conftest import FIXTURES
+from tests.conftest import official_optimisers
 
 CLASSES = {"method.num_classes": 4}
 PROBE = {**CLASSES, "method.probe": True, "optim.name": "lars"}
 
 
 def listed(section: str, key: str):
-    path = FIXTURES / "optim_public.json"
-    if not path.exists():
-        pytest.skip("the fixture optim_public.json is not beside this checkout")
-    return json.loads(path.read_text())[section][key]
+    return official_optimisers()[section][key]
 
 
 def classifier(**more):

@@ -1,7 +1,6 @@
 """Every objective: what it predicts, what it may see, what it costs, how it starts."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from small import artefacts, batch, keys, small_method
 from mim_jax.methods.flops import two_stream_flops
 from mim_jax.methods.mapet import OBJECTIVES
 from mim_jax.methods.rules import map_rules, names
-from tests.conftest import FIXTURES
+from tests.conftest import official_optimisers
 
 
 def generic(params, seed: int = 0):
@@ -209,12 +208,9 @@ def test_decay_lists() -> None:
         "mlp/fc1/kernel",
         "mlp/fc2/kernel",
     }
-    path = FIXTURES / "optim_public.json"
-    if not path.exists():
-        pytest.skip("the fixture optim_public.json is not beside this checkout")
     from mim_jax.interop.official import from_mapet
 
-    listed = json.loads(path.read_text())["mapet"]["weight_decay"][0]
+    listed = official_optimisers()["mapet"]["weight_decay"][0]
     pairs = [(name, 1.0) for name in listed["decay"]] + [(name, 0.0) for name in listed["no_decay"]]
     official = from_mapet({name: np.full((1, 1), value) for name, value in pairs})
     leaves = zip(jax.tree.leaves(names(official)), jax.tree.leaves(official), strict=True)

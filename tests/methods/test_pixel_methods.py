@@ -1,7 +1,5 @@
 """MAE and SimMIM as methods: sizes, decay, initialisation, leakage, baselines, cost."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from small import batch, keys, small_method
 
 from mim_jax.interop.official import from_mae, from_simmim
 from mim_jax.methods.rules import map_rules, names
-from tests.conftest import FIXTURES
+from tests.conftest import official_optimisers
 
 FULL = {"model.variant": "b", "model.image_size": 224, "model.patch": 16}
 MAE_FULL = {**FULL, "method.decoder_width": 512, "method.decoder_depth": 8, "method.decoder_heads": 16}
@@ -44,12 +42,7 @@ def test_official_decay_lists(config: str, overrides: dict, section: str, conver
     )
     if config == "mae":
         assert (sum(decays.values()), len(decays) - sum(decays.values())) == (85, 167)
-    path = FIXTURES / "optim_public.json"
-    if not path.exists():
-        pytest.skip("the fixture optim_public.json is not beside this checkout")
-    listed = next(
-        case for case in json.loads(path.read_text())[section]["weight_decay"] if "ViT" in case["model"]
-    )
+    listed = next(case for case in official_optimisers()[section]["weight_decay"] if "ViT" in case["model"])
     flat = {name: value for kind, value in (("decay", 1.0), ("no_decay", 0.0)) for name in listed[kind]}
     made = convert(
         {

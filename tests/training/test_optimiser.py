@@ -1,7 +1,6 @@
 """Learning rates and AdamW against the official values and torch's rule."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from small import small_config
 from mim_jax.config.schema import Config
 from mim_jax.methods.rules import Rules, ones
 from mim_jax.training.optimiser import learning_rate, make_optimiser
-from tests.conftest import FIXTURES
+from tests.conftest import official_optimisers
 
 
 def schedule(config: Config, *, epochs: float, warmup: int, lr: float, **more) -> Config:
@@ -72,10 +71,7 @@ def test_per_epoch_holds_the_rate() -> None:
 
 
 def test_official_rates() -> None:
-    path = FIXTURES / "optim_public.json"
-    if not path.exists():
-        pytest.skip("the fixture optim_public.json is not beside this checkout")
-    official = json.loads(path.read_text())
+    official = official_optimisers()
     for case in official["mapet"]["lr"]:
         config = schedule(
             small_config(),
