@@ -38,6 +38,8 @@ INTERNALS = re.compile(
     r"|unexpected keyword|positional argument|max_rows|literal for int|could not convert|recursion|codec can't decode"
 )
 """What only the inside of a library speaks of."""
+LOGGED = re.compile(r"[WI]\d{4} \d\d:\d\d:\d\d|WARNING: Logging before flag parsing")
+"""Lines of the log, which may say more than the sentence: why each checkpoint was refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _judged(one: _Running, status: int) -> tuple[str, str]:
 
 def _fault(case: Case, code: object, text: str) -> str | None:
     """What keeps the errors of a refusal from being one sentence for the user; None if nothing does."""
-    lines = text.strip().splitlines() or [""]
+    lines = [line for line in text.strip().splitlines() if not LOGGED.match(line)] or [""]
     inside = INTERNALS.search(lines[0])
     faults = {
         f"refused with {code!r} what is legitimate": case.accepted,
