@@ -34,7 +34,8 @@ def check_options(config: Config) -> Any:
 
 def build_method(config: Config) -> Method:
     """The method of a resolved configuration."""
-    return METHODS[config.method["name"]][1](config, check_options(config))
+    options = check_options(config)  # first: it refuses a method that there is not
+    return METHODS[config.method["name"]][1](config, options)
 
 
 def complete_options(config: Config, num_classes: int = 0, multi_label: bool = False) -> Config:

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.data import InputSpec, Source, evaluation_batches
+from mim_jax.data import DataError, InputSpec, Source, evaluation_batches
 from mim_jax.data.keys import permutation, uniforms
+from mim_jax.data.npy import open_npy
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
+from mim_jax.reading import Unreadable
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.teachers import Teacher
 
@@ -96,7 +98,7 @@ class FeatureFiles:
         """This host's parts [n, width] and their numbers among those of all hosts [n]; from the disk, which all share."""
         start = 0
         for number in range(self.num_files):
-            part: Features = np.load(self._file(number), mmap_mode="r", allow_pickle=False)
+            part: Features = self._read(self._file(number))
             if number % jax.process_count() == jax.process_index() and len(part):
                 yield part, np.arange(start, start + len(part))
             start += len(part)
@@ -110,6 +112,16 @@ class FeatureFiles:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"features-{number:05d}.npy"
+
+    @staticmethod
+    def _read(path: Path) -> Features:
+        try:
+            part: Features = open_npy(path)
+        except Unreadable as error:
+            raise DataError(
+                f"The features {path} cannot be used ({error}): delete the file and start again."
+            ) from error
+        return part
 
     def _save(self, number: int, features: Features) -> None:
         temporary = self.folder / f".{self._file(number).name}.{os.getpid()}"

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mim_jax.data.npy import Archive
+from mim_jax.reading import Unreadable, mapping, parse_json
 
 NAME = "kmeans.npz"
 
@@ -27,6 +28,27 @@ class State:
     best_inertia: float
     best_centroids: npt.NDArray[np.float32]  # [k, d]; [0, d] before the first restart is finished
     best_counts: npt.NDArray[np.int64]  # [k] or [0]
+
+
+_NAMES = sorted(["identity", *(field.name for field in dataclasses.fields(State))])
+
+
+def _fault(state: State) -> str | None:
+    """What keeps it from being a state that `save` wrote; None if nothing does."""
+    counts = (state.restart, state.iteration)
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        return f"restart {state.restart}, iteration {state.iteration}"
+    if not all(isinstance(value, float) and value >= 0 for value in (state.inertia, state.best_inertia)):
+        return f"inertia {state.inertia}, best {state.best_inertia}"
+    for name, value, axes, kind in (
+        ("centroids", state.centroids, 2, "f"),
+        ("seen", state.seen, 1, "f"),
+        ("best_centroids", state.best_centroids, 2, "f"),
+        ("best_counts", state.best_counts, 1, "i"),
+    ):
+        if value.ndim != axes or value.dtype.kind != kind or not np.isfinite(value).all():
+            return f"{name} are {value.dtype} {list(value.shape)}, or not finite"
+    return None
 
 
 def at_start(clusters: int, width: int) -> State:
@@ -53,16 +75,21 @@ def load(directory: Path, identity: Mapping[str, Any]) -> State | None:
         ValueError: it is damaged, or of a fit with another identity (options, points); says which.
     """
     path = directory / NAME
-    if not path.exists():
-        return None
     try:
-        with np.load(path) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        theirs = json.loads(str(found.pop("identity")))
+        with Archive(path) as arrays:
+            found = {name: arrays.load(name) for name in arrays.names}
+        if sorted(found) != _NAMES:
+            raise Unreadable(f"it holds {', '.join(sorted(found))}")
+        theirs = parse_json(str(found.pop("identity")), mapping())
         numbers = {name: found[name].item() for name in ("restart", "iteration", "inertia", "best_inertia")}
         state = State(**{**found, **numbers})
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to start anew") from error
+        if (fault := _fault(state)) is not None:
+            raise Unreadable(fault)
+    except (Unreadable, ValueError) as error:
+        if isinstance(error, Unreadable) and error.absent:
+            return None
+        reason = error if isinstance(error, Unreadable) else "a number of it has a shape"
+        raise ValueError(f"{path} is damaged ({reason}): delete it to start anew") from error
     for name in sorted({*identity, *theirs}):
         if identity.get(name) != theirs.get(name):
             raise ValueError(

@@ -12,6 +12,7 @@ import jax
 
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.schema import Config
+from mim_jax.reading import Unreadable, mapping, read_json
 
 HARMLESS = (
     "config.mesh",
@@ -85,14 +86,15 @@ def read_config(workdir: Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        tree = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"{workdir} holds no run of ours: {path} cannot be read ({error.strerror})"
-        ) from error
-    except ValueError as error:
+        tree = read_json(path, mapping())
+    except Unreadable as error:
+        if error.absent:
+            raise ConfigError(f"{workdir} holds no run of ours: there is no {path}") from error
         raise ConfigError(f"{path} is damaged ({error}): restore it, or train anew") from error
-    return check(tree)
+    try:
+        return check(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no configuration of ours: {error}") from error
 
 
 def versions() -> dict[str, str]:

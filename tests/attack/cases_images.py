@@ -36,9 +36,14 @@ def _folder(tmp: Path) -> Path:
     return tmp / "pictures"
 
 
+CROPS = ("augment.crop=random_resized", "augment.eval_crop=centre_square")
+
+
 def source(folder: Path | str, tmp: Path, *more: str) -> Act:
     """Trains on a folder: all of it is in the first batch."""
-    return train(tmp / "run", f"data.source=folder:{folder}", "model.image_size=8", "model.patch=2", *more)
+    return train(
+        tmp / "run", f"data.source=folder:{folder}", "model.image_size=8", "model.patch=2", *CROPS, *more
+    )
 
 
 def _among(put: Callable[[Path], object], name: str = "5.jpg") -> Callable[[Path], Act]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.attack.case import Case
 
 OUTPUT, ERRORS, RESULT = "attack.stdout", "attack.stderr", "attack.json"
-FILE_LIMIT = 2 << 30
+FILE_LIMIT = 4 << 30
 """Bytes a case may write into one file: a runaway must not fill the disk."""
 
 

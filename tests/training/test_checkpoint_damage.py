@@ -101,11 +101,11 @@ _DAMAGE: dict[Callable[[Path], None], str] = {
     _truncate: r"has \d+ bytes instead of \d+",
     _empty: "has 0 bytes instead of",
     _flip_one_bit_in_the_middle: "does not have the contents that were saved",
-    _flip_one_bit_of_the_manifest: "manifest.json (does not have the contents|is not JSON)",
+    _flip_one_bit_of_the_manifest: "manifest.json (does not have the contents|cannot be read)",
     _delete_array_file: "is missing",
     _delete_orbax_metadata: "arrays/_METADATA is missing",
     _delete_manifest: "manifest.json cannot be read",
-    _empty_manifest: "manifest.json is not JSON",
+    _empty_manifest: "manifest.json cannot be read .it is empty",
     _delete_everything_inside: "manifest.json cannot be read",
 }
 
@@ -141,7 +141,9 @@ def test_a_step_asked_for_by_number_has_no_fallback(run: Path) -> None:
     with Checkpoints(run) as checkpoints:
         with pytest.raises(CheckpointError, match=r"00000030 is damaged: .*; use another step"):
             checkpoints.restore_partial(_TARGET, step=30)
-        with pytest.raises(CheckpointError, match=r"00000020 is damaged: manifest.json is not JSON"):
+        with pytest.raises(
+            CheckpointError, match=r"00000020 is damaged: manifest.json cannot be read .it is empty"
+        ):
             checkpoints.metadata(20)
 
 

@@ -6,48 +6,47 @@ held out. Images are uint8 [n, H, W, 3], [n, H, W] or [n, H, W, 1]; labels, wher
 up, -1 for none. An optional `class_names` holds texts. Objects (pickles) are never loaded.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from mim_jax.data import keys
 from mim_jax.data.errors import DataError
+from mim_jax.data.npy import Archive
 from mim_jax.data.sources.base import NO_LABEL, ArraySource, check_split
+from mim_jax.reading import Unreadable
 
 NAMES = (("x", "y"), ("image", "label"), ("images", "labels"))
 TEST_SHARE = 10  # One in so many.
+MOST_CLASSES = 2**20
+"""Every class is a name in memory and a row of the head: a label near 2**32 is a mistake."""
+LONGEST_NAME = 1000
 
 
 def open_arrays(path: str, split: str) -> ArraySource:
     """The split of an npz file, read whole into memory. Raises DataError naming the file and the array."""
     check_split(split)
-    if not Path(path).is_file():
-        raise DataError(f"There is no file {path} for the source arrays: give the path of an .npz file.")
-    with _archive(path) as archive:
-        return _read(archive, path, split)
-
-
-def _archive(path: str) -> np.lib.npyio.NpzFile:
     try:
-        archive = np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        with Archive(path) as archive:
+            return _read(archive, path, split)
+    except Unreadable as error:
+        if error.absent:
+            raise DataError(
+                f"There is no file {path} for the source arrays: give the path of an .npz file."
+            ) from error
         raise DataError(
             f"The file {path} is not a readable .npz archive ({error}): write it again with numpy.savez."
         ) from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"The file {path} holds one array and is no .npz archive: write it with numpy.savez.")
-    return archive
 
 
-def _read(archive: np.lib.npyio.NpzFile, path: str, split: str) -> ArraySource:
+def _read(archive: Archive, path: str, split: str) -> ArraySource:
     for x, y in NAMES:
-        if f"{x}_{split}" in archive:
+        if f"{x}_{split}" in archive.names:
             images = _images(_load(archive, f"{x}_{split}", path), path)
             labels = _labels(archive, f"{y}_{split}", len(images), path)
             note = f"{split} arrays of {Path(path).name}"
             break
-        if x in archive:
+        if x in archive.names:
             images = _images(_load(archive, x, path), path)
             labels = _labels(archive, y, len(images), path)
             chosen = _held_out(len(images), path) == (split == "test")
@@ -56,7 +55,7 @@ def _read(archive: np.lib.npyio.NpzFile, path: str, split: str) -> ArraySource:
             break
     else:
         raise DataError(
-            f"The file {path} holds {', '.join(archive.files) or 'no arrays'}, but no images for the split "
+            f"The file {path} holds {', '.join([*archive.names, *archive.others][:5]) or 'no arrays'}, but no images for the split "
             f"{split}: "
             f"name them x_{split} and y_{split}, or images and labels."
         )
@@ -64,12 +63,12 @@ def _read(archive: np.lib.npyio.NpzFile, path: str, split: str) -> ArraySource:
     return ArraySource(f"arrays:{path}", images, labels, names, note)
 
 
-def _load(archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
+def _load(archive: Archive, key: str, path: str) -> np.ndarray:
     try:
-        return archive[key]
-    except (ValueError, zipfile.BadZipFile) as error:
+        return archive.load(key)
+    except Unreadable as error:
         raise DataError(
-            f"The array {key} of {path} cannot be read ({error}): save it as plain numbers with numpy.savez."
+            f"The array {key} of {path} cannot be used ({error}): save it as plain numbers with numpy.savez."
         ) from error
 
 
@@ -85,13 +84,13 @@ def _images(images: np.ndarray, path: str) -> np.ndarray:
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
 
 
-def _labels(archive: np.lib.npyio.NpzFile, key: str, length: int, path: str) -> np.ndarray:
-    if key not in archive:
+def _labels(archive: Archive, key: str, length: int, path: str) -> np.ndarray:
+    if key not in archive.names:
         return np.full(length, NO_LABEL, np.int32)
-    labels = _load(archive, key, path)
+    labels = _whole_labels(archive, key, path)
     if labels.shape == (length, 1):  # CIFAR's usual npz.
         labels = labels[:, 0]
-    if labels.shape != (length,) or labels.dtype.kind not in "iu" or labels.min() < NO_LABEL:
+    if labels.shape != (length,):
         raise DataError(
             f"The labels {key} of {path} are {labels.dtype} {list(labels.shape)}: save {length} integers, "
             "0 and up, or -1 for none."
@@ -99,19 +98,44 @@ def _labels(archive: np.lib.npyio.NpzFile, key: str, length: int, path: str) -> 
     return labels.astype(np.int32)
 
 
-def _class_names(archive: np.lib.npyio.NpzFile, labels: np.ndarray, path: str) -> list[str]:
+def _whole_labels(archive: Archive, key: str, path: str) -> np.ndarray:
+    labels = _load(archive, key, path)
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"The labels {key} of {path} are {labels.dtype}: save integers, 0 and up, or -1 for none."
+        )
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < NO_LABEL or high >= MOST_CLASSES:
+        raise DataError(
+            f"The labels {key} of {path} go from {low} to {high}: number the classes 0 and up (-1 for none); at most"
+            f" {MOST_CLASSES} classes are possible."
+        )
+    return labels
+
+
+def _class_names(archive: Archive, labels: np.ndarray, path: str) -> list[str]:
     every = [
         labels,
         *(
-            _load(archive, key, path).ravel()
-            for key in archive.files
+            _whole_labels(archive, key, path).ravel()
+            for key in archive.names
             if key in {f"{y}_{s}" for _, y in NAMES for s in ("train", "test")} | {y for _, y in NAMES}
         ),
     ]
     count = max(int(part.max(initial=NO_LABEL)) for part in every) + 1
-    if "class_names" not in archive:
+    if "class_names" not in archive.names:
         return [str(number) for number in range(count)]
-    names = [str(name) for name in _load(archive, "class_names", path)]
+    array = _load(archive, "class_names", path)
+    if array.ndim != 1 or array.dtype.kind not in "SU" or array.dtype.itemsize > 4 * LONGEST_NAME:
+        raise DataError(
+            f"The class_names of {path} are {array.dtype} {list(array.shape)}: save a list of texts of at most"
+            f" {LONGEST_NAME} characters."
+        )
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in array]
+    if len(set(names)) != len(names):
+        raise DataError(
+            f"The class_names of {path} name two classes alike: give every class a name of its own."
+        )
     if len(names) < count:
         raise DataError(
             f"The file {path} has {len(names)} class_names but labels up to {count - 1}: give every class a "

@@ -11,20 +11,23 @@ import os
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mim_jax.data.errors import DataError
+from mim_jax.data.npy import Archive
+from mim_jax.reading import Unreadable
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 VERSION = 1
 SETTLED_NS = 2_000_000_000
 Int64s = npt.NDArray[np.int64]
+_INT64 = np.dtype(np.int64)
 
 
 class Names:
@@ -161,19 +164,29 @@ def _cache_path(root: str, cache_dir: str | None) -> Path:
 def _load(cache: Path) -> Listing | None:
     """What the cache holds, or None where it holds nothing that this version can read."""
     try:
-        with np.load(cache, allow_pickle=False) as kept:
-            if int(kept["version"]) != VERSION:
-                return None
-            return Listing(
-                Names(kept["files"], kept["file_ends"]),
-                kept["sizes"],
-                Names(kept["directories"], kept["directory_ends"]),
-                kept["times"],
-                int(kept["started"]),
-                cached=True,
-            )
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        with Archive(cache) as archive:
+            kept = {name: archive.load(name) for name in archive.names}
+        if int(kept["version"]) != VERSION:
+            return None
+        files = _names(kept["files"], kept["file_ends"])
+        directories = _names(kept["directories"], kept["directory_ends"])
+        sizes, times = kept["sizes"], kept["times"]
+        if (len(sizes), len(times)) != (len(files), len(directories)) or {sizes.dtype, times.dtype} != {
+            _INT64
+        }:
+            return None
+        return Listing(files, sizes, directories, times, int(kept["started"]), cached=True)
+    except (Unreadable, KeyError, TypeError, ValueError):
         return None
+
+
+def _names(block: npt.NDArray[Any], ends: npt.NDArray[Any]) -> Names:
+    """Raises ValueError where they are not what `Names` writes."""
+    if block.dtype != np.uint8 or block.ndim != 1 or ends.dtype != _INT64 or ends.ndim != 1:
+        raise ValueError("other types")
+    if np.any(np.diff(ends, prepend=0) < 0) or (ends[-1] if len(ends) else 0) != len(block):
+        raise ValueError("ends that are none")
+    return Names(block, ends)
 
 
 def _save(cache: Path, listing: Listing) -> None:

@@ -8,14 +8,29 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
+import numpy as np
+
+from mim_jax.reading import Unreadable, listed, mapping, number, parse_json, read_bytes, record, text, whole
 from mim_jax.training.checkpoints.checksums import FileSum, first_damage
 
 NAME = "manifest.json"
 _FORMAT = 1
+_MOST = 256 << 20
+"""Bytes: some hundred for each leaf and file."""
+_BODY = record(
+    {
+        "step": whole(0, 2**53),
+        "leaves": mapping(record({"shape": listed(whole(0, 2**40), longest=32), "dtype": text(64)})),
+        "metrics": mapping(number()),
+        "files": mapping(record({"size": whole(0), "sha256": text(64)})),
+    }
+)
 
 
 class CheckpointError(ValueError):
@@ -78,17 +93,44 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def read_manifest(directory: Path) -> Manifest:
     """Reads and checks manifest.json itself, not the files it names. Raises DamagedError."""
     try:
-        body = json.loads((directory / NAME).read_bytes())
-    except OSError as error:
-        raise DamagedError(f"{NAME} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DamagedError(f"{NAME} is not JSON") from error
-    if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
-        raise DamagedError(f"{NAME} does not have the contents that were saved (checksum)")
-    if body["format"] != _FORMAT:
-        raise DamagedError(f"{NAME} has format {body['format']} and this version reads {_FORMAT}")
+        # Metrics may be anything that was measured, also not a number.
+        body = parse_json(read_bytes(directory / NAME, _MOST), mapping(), finite=False)
+        if body.pop("sha256", None) != _digest(body):
+            raise DamagedError(f"{NAME} does not have the contents that were saved (checksum)")
+        if body.get("format") != _FORMAT:
+            raise DamagedError(f"{NAME} has format {body.get('format')!r} and this version reads {_FORMAT}")
+        body = _BODY(body, "it")
+    except Unreadable as error:
+        raise DamagedError(f"{NAME} cannot be read ({error})") from error
+    _check_names(directory, body)
     leaves = {path: LeafSpec(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in body["leaves"].items()}
     return Manifest(body["step"], leaves, body["metrics"], body["files"])
+
+
+def _check_names(directory: Path, body: Mapping[str, Any]) -> None:
+    """Raises DamagedError where the step is another directory's, a path leads out of the directory, or a leaf lies in a leaf."""
+    if not re.fullmatch(rf"0*{body['step']}(\.\d+)?", directory.name.removeprefix("unfinished-")):
+        raise DamagedError(f"{NAME} is of step {body['step']}")
+    for name in body["files"]:
+        parts = name.split("/")
+        if not name or name.startswith("/") or "\0" in name or {"..", ".", ""} & set(parts):
+            raise DamagedError(f"{NAME} names the file {name!r}, which is no name in its directory")
+    for name, leaf in body["leaves"].items():
+        if any(str(parent) in body["leaves"] for parent in PurePosixPath(name).parents):
+            raise DamagedError(f"{NAME} has the leaf {name!r} inside another leaf")
+        if not leaf["dtype"].startswith("key<") and not _is_dtype(leaf["dtype"]):
+            raise DamagedError(f"{NAME} has the leaf {name!r} of the unknown type {leaf['dtype']!r}")
+    if any(0 not in leaf["shape"] for leaf in body["leaves"].values()) and not any(
+        name.startswith("arrays/") for name in body["files"]
+    ):
+        raise DamagedError(f"{NAME} names no file that holds its leaves")
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        return np.dtype(name).name == name
+    except TypeError:
+        return False
 
 
 def verify(directory: Path) -> Manifest:

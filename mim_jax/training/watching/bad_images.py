@@ -1,12 +1,13 @@
 """Images that were replaced because they could not be read (data.on_bad_image=skip): counted and listed."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
 
+from mim_jax.config.check import ConfigError
 from mim_jax.data import Source
+from mim_jax.reading import Unreadable, mapping, read_json, text
 from mim_jax.training.workdir import write_json
 
 FILE = "bad_images.json"
@@ -19,11 +20,21 @@ def remember(workdir: Path, sources: Iterable[Source]) -> dict[str, str]:
     Only the first process keeps the file; it has met those of its own part of the batches.
     """
     path = workdir / FILE
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    known = _known(path)
     for source in sources:
         known |= getattr(source, "bad", {})
     if known and jax.process_index() == 0:
         write_json(path, known)
+    return known
+
+
+def _known(path: Path) -> dict[str, str]:
+    try:
+        known: dict[str, str] = read_json(path, mapping(text()))
+    except Unreadable as error:
+        if error.absent:
+            return {}
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or move it away") from error
     return known
 
 

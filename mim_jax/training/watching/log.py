@@ -10,6 +10,9 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from mim_jax.config.check import ConfigError
+from mim_jax.reading import Unreadable, number, parse_json, read_bytes, record, whole
+
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
 
@@ -18,6 +21,10 @@ STANDARD_ERROR = "_stderr"
 
 ASIDE = ("_seconds", STANDARD_ERROR)
 """Endings of metrics that people are not shown: they are about a result, and not one."""
+
+MOST = 1 << 30
+"""Bytes of a metrics.jsonl."""
+_RECORD = record({"step": whole(0, 2**53)}, others=number())
 
 
 class MetricLog:
@@ -44,13 +51,30 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The records of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+        ConfigError: it cannot be read, or another line is no record: nothing after it may be lost unseen.
+    """
+    try:
+        lines = read_bytes(path, MOST).splitlines()
+    except Unreadable as error:
+        if error.absent:
+            return []
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or move it away") from error
+    records: list[dict[str, Any]] = []
+    for number_of, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            # A metric that is not finite was measured so: it is kept as it is.
+            records.append(parse_json(line, _RECORD, finite=False))
+        except Unreadable as error:
+            if number_of == len(lines) and not line.endswith(b"}"):
+                break
+            raise ConfigError(
+                f"{path} is damaged in line {number_of} ({error}): correct or remove that line, or move the file away"
+            ) from error
     return records
 
 

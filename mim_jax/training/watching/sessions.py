@@ -1,16 +1,24 @@
 """How long a run took over all its sessions: sessions.json, one entry for every start of the command."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mim_jax.config.check import ConfigError
+from mim_jax.reading import Unreadable, listed, number, read_json, record, whole
 from mim_jax.training.workdir import write_json
 
 FILE = "sessions.json"
 PERIOD = 5.0
 """Seconds between two updates of the file: at most so much of a killed session is not counted."""
+
+_SESSIONS = listed(
+    record(
+        {"seconds": number(0.0, 1e12)},
+        {"started": number(0.0), "first_step": whole(0), "last_step": whole(0)},
+    )
+)
 
 
 class Session:
@@ -39,7 +47,13 @@ class Session:
 def read_sessions(workdir: Path) -> list[dict[str, Any]]:
     """started (seconds since 1970), seconds, first_step and last_step of every session so far."""
     path = workdir / FILE
-    return list(json.loads(path.read_text())) if path.exists() else []
+    try:
+        sessions: list[dict[str, Any]] = read_json(path, _SESSIONS)
+    except Unreadable as error:
+        if error.absent:
+            return []
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or move it away") from error
+    return sessions
 
 
 def describe(workdir: Path) -> str:

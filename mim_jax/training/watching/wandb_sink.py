@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.schema import Config
+from mim_jax.reading import Unreadable, read_json, record, text
 from mim_jax.training.watching.log import UNIX_TIME
 
 
@@ -28,9 +31,19 @@ def import_wandb(config: Config) -> Any:
 def run_id(workdir: Path) -> str:
     """The id of this run at W&B, made once and kept in the work directory: a resumed run is the same run there."""
     path = workdir / "wandb.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
-    return str(json.loads(path.read_text())["id"])
+    try:
+        found = str(read_json(path, record({"id": text(128)}))["id"])
+    except Unreadable as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it, or remove it to start another run at W&B"
+        ) from error
+    if not re.fullmatch(r"[\w-]+", found):
+        raise ConfigError(
+            f"{path} is damaged (the id {found!r} is not of letters and digits): restore it, or remove it"
+        )
+    return found
 
 
 class WandbSink:
