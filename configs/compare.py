@@ -3,7 +3,8 @@
     python -m mim_jax.compare --config=configs/compare.py --config.data=CIFAR10_MINI --workdir=runs/compare-mini
     python -m mim_jax.compare --config=configs/compare.py:cifar10 --config.data=CIFAR10 --workdir=runs/compare-cifar10
 
-PATH in `--config.data=PATH` holds train/ and test/, each with a folder of images for every class.
+PATH in `--config.data=PATH` is that of the source `folder:PATH`: a folder of images for every class, with train and test (or
+val, valid, validation) above them; without these a tenth is held out.
 
 `--config.only=mae,mapet` compares some arms; `--config.arms.mine=configs/mae.py:cifar10,method.mask_ratio=0.5` adds one (what
 a spec sets wins over what is shared). `--config.seeds=0,1,2` (one seed: `0,`). Any key of a run may stand under `shared`:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mim_jax.compare import work
 from mim_jax.compare.__main__ import run
@@ -219,6 +220,9 @@ def test_failed_cell_is_shown_and_tried_again(comparison: Comparison) -> None:
     with (comparison.root / "table.csv").open() as file:
         failed = next(row for row in csv.DictReader(file) if (row["arm"], row["seed"]) == ("z", "1"))
     assert failed["pretrain"] == "failed" and failed["probe"] == "not run" and "diverged" in failed["failure"]
+    page = (comparison.root / "table.html").read_text()
+    assert "<small>failed (seed 1)</small>" in page
+    assert "<li>z, seed 1, pretrain: exit 3: mim_jax: update 5 | diverged</li>" in page
     comparison.order({})
     assert comparison.run("--config.only=z,b") == 0
     assert comparison.rows()["z"][0] == "50.50 ± 0.50"
@@ -237,9 +241,12 @@ def test_asked_to_stop_and_started_again(comparison: Comparison) -> None:
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 75 and "asked z-0/probe" in comparison.events()
     assert "stopped  z, seed 0, probe" in out
-    assert comparison.rows()["z"][3] == "waiting (seeds 0, 1)" and comparison.rows()["z"][0].startswith(
-        "50.00;"
-    )
+    assert comparison.rows()["z"] == ["50.00; waiting (seed 1)", "200", "5", "waiting (seed 0)", "– (seed 0)"]
+    assert comparison.rows()["b"] == ["waiting"]  # and four empty ones
+    page = (comparison.root / "table.html").read_text()
+    shown = page.partition("<h1>")[2].partition("<p>Mean")[0]
+    assert shown.count("waiting") == 1 + 2 * 2 + 2  # the state; b in both tables, marked; two notes of z
+    assert "1 of 8 stages are done; 7 waiting. The same command goes on." in page
     comparison.order({})
     assert comparison.run("--config.only=z,b") == 0
     assert comparison.starts().pop("z-0/probe") == 2
@@ -295,7 +302,7 @@ def test_failed_calibration(comparison: Comparison) -> None:
     arguments = ("--config.only=z,own", own, "--config.budget=seconds", "--config.seeds=(0,)")
     assert comparison.run(*arguments) == 1
     rows = comparison.rows()
-    assert rows["z"][0] == "failed: calibration: exit 2: mim_jax: no (seed 0)" and rows["own"][:2] == [
+    assert rows["z"][0] == "failed: calibration: exit 2: mim_jax: no" and rows["own"][:2] == [
         "10.00",
         "–",
     ]
@@ -314,8 +321,31 @@ def test_jobs_and_runs_stopped_by_others(comparison: Comparison) -> None:
     assert not own[0] & own[1] or len(all_cores) == 1  # a machine of one core cannot be divided
 
 
+def image_folders(root: Path, parts: tuple[str, ...] = ("train", "test")) -> None:
+    """An image of each of two classes in every part."""
+    for part in parts:
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(root / part / name / "1.png")
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("training", "validation"), ("",)])
+def test_data_is_what_the_source_folder_takes(parts: tuple[str, ...], tmp_path: Path) -> None:
+    """One rule for splits: where folder:PATH holds out val, or a tenth, a comparison does."""
+    image_folders(tmp_path, parts)
+    protocol = read_protocol(override(load("configs/compare.py"), {"data": str(tmp_path)}))
+    assert protocol.shared["data.source"] == f"folder:{tmp_path}"
+
+
+def test_data_without_classes_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ConfigError, match="have no classes, which probe and finetune need"):
+        read_protocol(override(load("configs/compare.py"), {"data": str(tmp_path)}))
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "missing data": (["--config.data=/nowhere"], "the folder /nowhere does not exist"),
+    "missing data": (["--config.data=/nowhere"], "The image folder /nowhere does not exist"),
     "no data": ([], "config.data is empty"),
     "unknown key": (["--config.seds=1"], "seds"),
     "unknown arm": (["--config.only=maee", "--config.data={data}"], "did you mean mae?"),
@@ -332,8 +362,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, want = MISTAKES[name]
-    for part in ("train", "test"):
-        (tmp_path / "data" / part).mkdir(parents=True)
+    image_folders(tmp_path / "data")
     filled = [argument.replace("{data}", str(tmp_path / "data")) for argument in arguments]
     assert run(["--config=configs/compare.py", f"--workdir={tmp_path / 'never'}", *filled]) == 2
     error = capsys.readouterr().err
@@ -354,8 +383,7 @@ SHIPPED = {  # preset -> arms, the start of AMT's attention in epochs, whether i
 @pytest.mark.parametrize("preset", SHIPPED)
 def test_shipped_comparisons_can_be_built(preset: str, tmp_path: Path) -> None:
     """Every arm's method takes its settings, and all have the same network and batch."""
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
+    image_folders(tmp_path)
     config = override(load(f"configs/compare.py:{preset}"), {"data": str(tmp_path)})
     protocol = read_protocol(config)
     arms, start, finetuned = SHIPPED[preset]

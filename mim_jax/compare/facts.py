@@ -57,11 +57,24 @@ def caption(table: Table) -> str:
     return text
 
 
+def state(table: Table) -> str:
+    """How far an unfinished comparison is, a sentence; '' once all stages are done."""
+    counts = table.counts()
+    total, done = sum(counts.values()), counts.get(DONE, 0)
+    if done == total:
+        return ""
+    rest = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()) if word != DONE)
+    return f"{done} of {total} stages are done; {rest}. The same command goes on."
+
+
 def verdicts(table: Table) -> list[str]:
-    """Which differences mean nothing, a sentence for every quality."""
-    return [
-        judge(column, table.summaries(column)) for column in table.columns if column.better != "plain"
-    ] + [RULE]
+    """Which differences mean nothing, a sentence for every quality that has been measured."""
+    found = [
+        judge(column, summaries)
+        for column in table.columns
+        if column.better != "plain" and (summaries := table.summaries(column))
+    ]
+    return [*found, RULE] if found else ["Nothing has been measured yet."]
 
 
 def commands(table: Table) -> list[str]:

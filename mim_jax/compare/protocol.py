@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.data import DataError, open_source
 
 PRETRAIN = "pretrain"
 CALIBRATION = "calibration"
@@ -16,6 +17,11 @@ WALL_SECONDS = "wall_seconds"
 """Key of a stage's time over all its sessions, for columns."""
 
 RUN = "{run}"
+WANTED = (
+    "a folder of images with a folder for every class, and, where a part is to be held out as it stands, train and test (or"
+    " val, valid, validation) above them"
+)
+"""What --config.data takes: the same as the source folder:PATH."""
 BETTER = ("higher", "lower", "plain")
 BUDGETS = ("images", "seconds")
 
@@ -34,7 +40,7 @@ class Column(NamedTuple):
 class Protocol:
     """Every key of a comparison's configuration. Sections of settings are nested: shared.schedule.epochs."""
 
-    # Folder with train/ and test/, each with a folder a class; empty = shared.data.source says.
+    # PATH of the source folder:PATH of all arms; empty = shared.data.source says.
     data: str = ""
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
     # Finished runs or weights, joined by commas: an arm with {run} in it is there for each of them.
@@ -170,14 +176,11 @@ def _check_budget(protocol: Protocol) -> None:
 
 def _with_data(protocol: Protocol) -> Protocol:
     """`data` as the source that all stages share."""
-    wanted = "a folder with train/ and test/, each with a folder for every class"
     if not protocol.data:
         if "data.source" in flatten(protocol.shared) or protocol.runs:
             return protocol
-        raise ConfigError(f"config.data is empty: give --config.data=PATH, {wanted}")
-    for part in ("", "train", "test"):
-        if not (folder := Path(protocol.data, part)).is_dir():
-            raise ConfigError(f"config.data: the folder {folder} does not exist; PATH is {wanted}")
+        raise ConfigError(f"config.data is empty: give --config.data=PATH, {WANTED}")
+    _check_folder(protocol)
     source = {"data": {"source": f"folder:{protocol.data}"}}
     evaluate_shared = {
         name: flatten(source) | flatten(protocol.evaluate_shared.get(name, {})) for name in protocol.evaluate
@@ -185,3 +188,16 @@ def _with_data(protocol: Protocol) -> Protocol:
     return dataclasses.replace(
         protocol, shared=flatten(source) | flatten(protocol.shared), evaluate_shared=evaluate_shared
     )
+
+
+def _check_folder(protocol: Protocol) -> None:
+    """Opens both splits as every run will: what is one is decided by the source `folder` alone."""
+    try:
+        train, _ = (open_source(f"folder:{protocol.data}", split) for split in ("train", "test"))
+    except DataError as error:
+        raise ConfigError(f"config.data={protocol.data}: {error} PATH is {WANTED}") from error
+    if protocol.evaluate and not train.num_classes:
+        raise ConfigError(
+            f"config.data={protocol.data}: its images have no classes, which {' and '.join(protocol.evaluate)} need; PATH is"
+            f" {WANTED}"
+        )

@@ -1,6 +1,8 @@
 """The table of a comparison, made from its results alone: what each arm reached in each column."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 from mim_jax.compare.calibration import calibration_key
@@ -21,6 +23,7 @@ class Entry:
 
     values: Mapping[int, float]  # seed -> value, of the seeds that have one
     notes: tuple[str, ...]  # what is to be said of the others
+    brief: tuple[str, ...] = ()  # the same without the reasons of failures
     errors: tuple[float, ...] = ()  # standard errors of the values that have one
 
     @property
@@ -45,15 +48,38 @@ class Table:
 
     def text(self, arm: str, column: Column) -> str:
         """An entry as one line."""
-        entry = self.entries[arm, column]
-        parts = list(entry.notes)
-        if summary := entry.summary:
-            digits = self._decimals(column)
-            shown = f"{summary.mean:.{digits}f}"
-            if summary.seeds > 1:
-                shown += f" ± {summary.half_range:.{digits}f}"
-            parts.insert(0, shown)
-        return "; ".join(parts)
+        number, notes = self.number(arm, column), self.entries[arm, column].notes
+        return "; ".join([number, *notes] if number else notes)
+
+    def number(self, arm: str, column: Column) -> str:
+        """The number of an entry; '' = there is none yet."""
+        summary = self.entries[arm, column].summary
+        if summary is None:
+            return ""
+        digits = self._decimals(column)
+        shown = f"{summary.mean:.{digits}f}"
+        return shown if summary.seeds == 1 else f"{shown} ± {summary.half_range:.{digits}f}"
+
+    def failures(self) -> list[str]:
+        """A line for each stage that failed: which, and its reason in full."""
+        found = []
+        for arm, seed, stage in itertools.product(
+            self.protocol.chosen, self.protocol.seeds, self.protocol.stages
+        ):
+            status, record = self.status(arm, seed, stage)
+            if record is not None and status == FAILED:
+                found.append(f"{arm}, seed {seed}, {stage}: {record.reason}")
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """How many stages of all cells have which status."""
+        stages = itertools.product(self.protocol.chosen, self.protocol.seeds, self.protocol.stages)
+        return dict(collections.Counter(self.status(*stage)[0] for stage in stages))
+
+    def untouched(self, arm: str) -> bool:
+        """Whether nothing of an arm has been run."""
+        stages = itertools.product((arm,), self.protocol.seeds, self.protocol.stages)
+        return all(self.status(*stage)[0] == WAITING for stage in stages)
 
     def status(self, arm: str, seed: int, stage: str) -> tuple[str, Record | None]:
         """done, failed, not run (an earlier stage failed) or waiting; and the stage's record."""
@@ -81,9 +107,10 @@ class Table:
     def _entry(self, arm: str, column: Column) -> Entry:
         values: dict[int, float] = {}
         errors: list[float] = []
-        notes: dict[str, list[str]] = {}
-        # A failure is explained in the first column of its stage.
-        explains = next(other for other in self.columns if other.stage == column.stage) == column
+        notes: dict[str, list[int]] = {}
+        brief: dict[str, list[int]] = {}
+        # What became of a stage is said in its first column.
+        first = next(other for other in self.columns if other.stage == column.stage) == column
         for seed in self.protocol.seeds:
             status, record = self.status(arm, seed, column.stage)
             if record is not None and status == DONE and column.key in record.values:
@@ -91,18 +118,26 @@ class Table:
                 if (error := record.values.get(f"{column.key}{STANDARD_ERROR}")) is not None:
                     errors.append(column.scale * error)
                 continue
-            if record is not None and status == FAILED:
-                status = f"failed: {shortened(record.reason)}" if explains else "failed"
-            notes.setdefault(ABSENT if status == DONE else status, []).append(str(seed))
-        return Entry(
-            values,
-            tuple(
-                note
-                if note == ABSENT and not values
-                else f"{note} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
-                for note, seeds in notes.items()
-            ),
-            tuple(errors),
+            if status in (WAITING, NOT_RUN) and (not first or self._goes_without_saying(arm, seed, column)):
+                continue
+            said = ABSENT if status == DONE else status
+            reason = f": {shortened(record.reason)}" if record and status == FAILED and first else ""
+            notes.setdefault(said + reason, []).append(seed)
+            brief.setdefault(said, []).append(seed)
+        return Entry(values, self._with_seeds(notes), self._with_seeds(brief), tuple(errors))
+
+    def _goes_without_saying(self, arm: str, seed: int, column: Column) -> bool:
+        """Whether a stage waits for one that waits itself."""
+        before = self.protocol.stages[: self.protocol.stages.index(column.stage)]
+        return any(self.status(arm, seed, stage)[0] == WAITING for stage in before)
+
+    def _with_seeds(self, notes: Mapping[str, list[int]]) -> tuple[str, ...]:
+        """Each note with the seeds that it is about, unless these are all."""
+        return tuple(
+            note
+            if len(seeds) == len(self.protocol.seeds)
+            else f"{note} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+            for note, seeds in notes.items()
         )
 
 
