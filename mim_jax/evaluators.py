@@ -1,6 +1,7 @@
 """What is measured of a run now and then, as its configuration asks for it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import jax
 
 from mim_jax.analysis.evaluator import HeadDiversity
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches, place
+from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches, place, spread
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.protocol import Batch
+from mim_jax.progress import Progress
 from mim_jax.training.heldout import HeldOut
 from mim_jax.training.loop import Evaluator
 from mim_jax.training.sharding import batch_sharding
@@ -20,19 +22,33 @@ from mim_jax.transfer.knn import Knn
 
 
 def eval_batches(
-    config: Config, mesh: jax.sharding.Mesh, source: Source, spec: InputSpec, limit: int | None = None
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    source: Source,
+    spec: InputSpec,
+    limit: int | None = None,
+    what: str = "evaluation",
 ) -> Iterable[Batch]:
-    """Placed batches of a split in its own order, in the view of `spec`. limit: at most so many images, spread over all."""
+    """Placed batches of a split in its own order, in the view of `spec`.
+
+    Args:
+        limit: at most so many images, spread over all.
+        what: they are for, shown while it goes on.
+    """
+    shown = spread(source, limit)
+    size = resolved(config.eval.batch_size)
     batches = evaluation_batches(
-        source if limit is None or limit >= len(source) else EvenSample(source, limit),
+        shown,
         spec,
-        batch_size=resolved(config.eval.batch_size),
+        batch_size=size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
     )
-    for batch in batches:
-        yield place(batch, batch_sharding(mesh))
+    with Progress(what, len(shown)) as progress:
+        for batch in batches:
+            yield place(batch, batch_sharding(mesh))
+            progress.update(min(size, len(shown) - progress.done))
 
 
 def make_evaluators(
@@ -48,11 +64,13 @@ def make_evaluators(
     evaluators: list[Evaluator] = []
     if config.eval.attention_images:
         attended = EvenSample(test_source, config.eval.attention_images)
-        evaluators.append(HeadDiversity(method, lambda: batches(attended, method.feature_spec), mesh=mesh))
+        evaluators.append(
+            HeadDiversity(method, lambda: batches(attended, method.feature_spec, what="attention"), mesh=mesh)
+        )
     if method.num_classes:
         scores = Classification(
             method,
-            lambda: batches(test_source, method.eval_spec),
+            lambda: batches(test_source, method.eval_spec, what="classification"),
             class_names=train_source.class_names,
             workdir=workdir,
             mesh=mesh,
@@ -65,7 +83,9 @@ def make_evaluators(
         evaluators.append(
             HeldOut(
                 method,
-                lambda: batches(test_source, method.eval_spec, limit=config.eval.heldout_examples),
+                lambda: batches(
+                    test_source, method.eval_spec, limit=config.eval.heldout_examples, what="held-out loss"
+                ),
                 mesh=mesh,
             )
         )
@@ -73,8 +93,15 @@ def make_evaluators(
         evaluators.append(
             Knn(
                 method,
-                lambda: batches(train_source, method.feature_spec, limit=config.eval.knn_examples),
-                lambda: batches(test_source, method.feature_spec, limit=config.eval.knn_examples),
+                *(
+                    functools.partial(
+                        batches, source, method.feature_spec, limit=config.eval.knn_examples, what=what
+                    )
+                    for source, what in (
+                        (train_source, "k-NN, training images"),
+                        (test_source, "k-NN, held-out images"),
+                    )
+                ),
                 num_classes=train_source.num_classes,
                 sharding=batch_sharding(mesh),
             )

@@ -16,6 +16,7 @@ from mim_jax.config.schema import Config
 from mim_jax.data import InputSpec, Source, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
+from mim_jax.progress import clock
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.features import FeatureFiles
 from mim_jax.tokenizers.kmeans_options import KMeansOptions
@@ -103,9 +104,7 @@ def run(config: Config, workdir: Path) -> int:
         say(f"finished before: {workdir / FILE}")
         return 0
     with Shutdown() as shutdown:
-        done = files.write(
-            params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested, say=say
-        )
+        done = files.write(params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
         fitted = _fit(config, options, files, workdir, shutdown) if done else None
     if fitted is None:
         say("asked to stop; the same command goes on")
@@ -151,7 +150,7 @@ def _fit(
         say(
             f"restart {progress.restart + 1}/{progress.restarts} pass {progress.iteration}/{progress.iterations}:"
             f" inertia {progress.inertia:.6g}, {100 * progress.usage:.1f} % of the codes used, perplexity"
-            f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {progress.eta / 60:.0f} min"
+            f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {clock(progress.eta)}"
         )
         if jax.process_index() == 0:
             with (workdir / METRICS).open("a") as log:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import EvenSample, Loader, Source, TokenCache, evaluation_batches
+from mim_jax.data import Loader, Source, TokenCache, evaluation_batches, over_classes, spread
 from mim_jax.evaluators import eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
+from mim_jax.progress import Progress
 from mim_jax.tokenizers.tokenizer import opened
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.inherit import inherit, with_encoder_of
@@ -30,9 +31,9 @@ from mim_jax.training.sources import open_split
 from mim_jax.training.state import TrainState
 from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, first_batch
-from mim_jax.training.watching.facts import announce, run_facts, show_result
+from mim_jax.training.watching.facts import announce, init_name, run_facts, show_result, start_word
 from mim_jax.training.watching.log import read_metrics, say
-from mim_jax.training.watching.report import REPORT, write_report
+from mim_jax.training.watching.report import EXAMPLES, REPORT, write_report
 from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.table import result_rows
 from mim_jax.training.watching.wandb_sink import import_wandb
@@ -92,7 +93,7 @@ def run(config: Config, workdir: Path) -> int:
     ):
         if _finished(config, checkpoints) and (workdir / REPORT).exists():
             say(f"this run is finished: {config.schedule.steps} steps")
-            show_result(workdir, bad_images.remember(workdir, ()))
+            show_result(workdir, bad_images.remember(workdir, ()), start_word(config))
             return 0
         first_step, state = restore_or_create(
             method,
@@ -124,10 +125,13 @@ def run(config: Config, workdir: Path) -> int:
         if finished is None:
             return EXIT_AGAIN
     shown = not method.cached_view and not method.num_classes
-    picture = _picture(method, finished, batches(test_source, method.eval_spec)) if shown else None
+    few = over_classes(spread(test_source, config.eval.heldout_examples), EXAMPLES) if shown else None
+    picture = _picture(method, finished, batches(few, method.eval_spec)) if few else None
     if jax.process_index() == 0:
-        _report(method, workdir, train_source, len(test_source), bad, picture)
-        show_result(workdir, bad)
+        _report(
+            method, workdir, train_source, len(test_source), bad, picture, _class_names(few) if few else ()
+        )
+        show_result(workdir, bad, start_word(config))
     return 0
 
 
@@ -168,15 +172,14 @@ def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
 def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
     """The method's artefacts from the first training images; every host computes the same."""
 
+    shown = spread(source, PREPARE_EXAMPLES)
+
     def images() -> Iterable[Any]:
-        batches = evaluation_batches(
-            EvenSample(source, PREPARE_EXAMPLES) if len(source) > PREPARE_EXAMPLES else source,
-            method.feature_spec,
-            batch_size=256,
-            threads=config.data.threads,
-        )
-        for batch in batches:
-            yield batch["image"][batch["valid"]]
+        batches = evaluation_batches(shown, method.feature_spec, batch_size=256, threads=config.data.threads)
+        with Progress("preparing", len(shown)) as progress:
+            for batch in batches:
+                yield batch["image"][batch["valid"]]
+                progress.update(int(batch["valid"].sum()))
 
     started = time.perf_counter()
     artefacts = method.prepare(images)
@@ -187,8 +190,14 @@ def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
     return artefacts
 
 
+def _class_names(source: Source) -> list[str]:
+    """The class of every image of a small source; '' where it has none, or several."""
+    labels = [source[number].label for number in range(len(source))]
+    return [first_batch.label_text(label, source.class_names) for label in labels]
+
+
 def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Picture | None:
-    """The method's picture of its first held-out images."""
+    """The method's picture of the first batch."""
     if jax.process_count() > 1:  # drawing needs whole arrays on one host
         return None
 
@@ -197,7 +206,7 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
 
     @jax.jit  # operation by operation it would compile some hundred programs
     def view_and_outputs(params: Any, artefacts: Any, batch: Batch) -> tuple[Any, Any]:
-        batch = last.held_out(params, {key: value[:8] for key, value in batch.items()})
+        batch = last.held_out(params, {key: value[:EXAMPLES] for key, value in batch.items()})
         keys = example_keys(method.config.seed, Purpose.HELDOUT, batch["draw"], batch["index"])
         view = last.corrupt(keys, batch, artefacts)
         return view, last.forward(params, view, keys, False)
@@ -213,20 +222,25 @@ def _report(
     held_out: int,
     bad: dict[str, str],
     picture: Picture | None,
+    names: Sequence[str],
 ) -> None:
+    """Writes report.html. names: the classes of the picture's images."""
     config = method.config
     records = read_metrics(workdir / "metrics.jsonl")
+    origin = f", from {init_name(config)}" if config.init else ""
     write_report(
         workdir / REPORT,
-        title=f"{config.method['name']} on {train_source.name}",
+        title=f"{config.method['name']} on {train_source.name}{origin}",
         facts=run_facts(method, train_source, held_out, workdir),
         records=records,
         rows=result_rows(records),
         picture=picture,
+        names=names,
+        start=start_word(config),
         figures=(
             (
-                "Confusion",
-                "Held-out images: share of each true class (row, percent) by predicted class.",
+                "Confusion matrix",
+                "Held-out images: of each true class (row) the percentage that was predicted as each class (column).",
                 workdir / CONFUSION,
             ),
             (

@@ -8,7 +8,6 @@ Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same comman
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mim_jax.data import DataError, InputSpec, Source, TokenWriter, evaluation_b
 from mim_jax.data.placement import OwnDevices
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import TokenOptions
+from mim_jax.progress import Progress
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
 from mim_jax.tokenizers.usage import usage_and_perplexity
@@ -39,7 +39,6 @@ USAGE_ERROR = 2
 BATCH = 256
 ROWS_PER_SHARD = 16_384
 """Images of a shard: what is computed again after a stop."""
-REPORT_SECONDS = 30.0
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
@@ -167,30 +166,28 @@ def _write(
             return tokenizer.ids(params, to_unit(images))
 
     own = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
-    total, done = sum(len(writer.rows(shard)) for shard in own), 0
+    total = sum(len(writer.rows(shard)) for shard in own)
     if len(own) < writer.num_shards:
         say(f"shards   {len(own)} of {writer.num_shards} are this process's to write")
-    started = said = time.perf_counter()
-    for shard in own:
-        examples, parts = writer.rows(shard), []
-        batches = evaluation_batches(
-            source, spec, batch_size=batch_size, first=examples.start, limit=len(examples), threads=threads
-        )
-        for batch in batches:
-            if shutdown.requested:
-                batches.close()
-                return False
-            parts.append(
-                np.asarray(ids(params, jax.device_put(batch["image"], own_devices.rows)))[batch["valid"]]
+    with Progress("token ids", total) as progress:
+        for shard in own:
+            examples, parts = writer.rows(shard), []
+            batches = evaluation_batches(
+                source,
+                spec,
+                batch_size=batch_size,
+                first=examples.start,
+                limit=len(examples),
+                threads=threads,
             )
-            done += len(parts[-1])
-            now = time.perf_counter()
-            if now - said > REPORT_SECONDS:
-                said, speed = now, done / (now - started)
-                say(
-                    f"tokenized {done} of {total} images, {speed:.0f} images/s, left {(total - done) / speed / 60:.0f} min"
-                )
-        writer.write(shard, np.concatenate(parts))
+            for batch in batches:
+                if shutdown.requested:
+                    batches.close()
+                    return False
+                made = ids(params, jax.device_put(batch["image"], own_devices.rows))
+                parts.append(np.asarray(made)[batch["valid"]])
+                progress.update(len(parts[-1]))
+            writer.write(shard, np.concatenate(parts))
     return True
 
 

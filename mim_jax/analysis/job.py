@@ -28,6 +28,7 @@ from mim_jax.config.schema import Config
 from mim_jax.data import EvenSample, evaluation_batches, place
 from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
+from mim_jax.progress import Progress
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
 from mim_jax.training.watching.log import say
 from mim_jax.training.workdir import write_json
@@ -112,8 +113,10 @@ def _batches(own: LookedAt, size: int, config: Config, mesh: jax.sharding.Mesh) 
         process_count=jax.process_count(),
         threads=config.data.threads,
     )
-    for batch in made:
-        yield place({name: batch[name] for name in ("image", "valid")}, batch_sharding(mesh))
+    with Progress(f"attention of {own.name}", len(own.images)) as progress:
+        for batch in made:
+            yield place({name: batch[name] for name in ("image", "valid")}, batch_sharding(mesh))
+            progress.update(min(size, len(own.images) - progress.done))
 
 
 def _few(own: LookedAt, options: AnalysisOptions, config: Config) -> npt.NDArray[np.uint8]:

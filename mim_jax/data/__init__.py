@@ -7,7 +7,7 @@ from mim_jax.data.loader import Loader, evaluation_batches
 from mim_jax.data.order import locate
 from mim_jax.data.placement import place
 from mim_jax.data.sources import Picture, Source, open_source
-from mim_jax.data.sources.sample import EvenSample
+from mim_jax.data.sources.sample import EvenSample, Subset, over_classes, spread
 from mim_jax.data.spec import Batch, InputSpec
 from mim_jax.data.tokens_cache import TokenCache
 from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
@@ -22,6 +22,7 @@ __all__ = [
     "Loader",
     "Picture",
     "Source",
+    "Subset",
     "TokenCache",
     "TokenWriter",
     "box_for",
@@ -29,7 +30,9 @@ __all__ = [
     "evaluation_batches",
     "locate",
     "open_source",
+    "over_classes",
     "place",
     "render",
+    "spread",
     "write_token_cache",
 ]

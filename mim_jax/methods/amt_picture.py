@@ -28,14 +28,15 @@ def amt_picture(method: Method, view: View, predicted: jax.Array, *, normalised:
 
     original = draw(method, patches)
     maps = np.asarray(view["weights"]).reshape(-1, *method.vit.grid)
+    columns = {
+        "original": original,
+        "attention weights": over(original, maps / maps.max(), method.vit.patch),
+        "visible, masked (grey), thrown (red)": without_thrown(jnp.full_like(predicted, GREY)),
+        "composition": without_thrown(predicted),
+    }
     return Picture(
-        {
-            "original": original,
-            "weights": over(original, maps / maps.max(), method.vit.patch),
-            "visible, masked (grey), thrown (red)": without_thrown(jnp.full_like(predicted, GREY)),
-            "composition": without_thrown(predicted),
-        },
-        caption(normalised)
+        columns,
+        caption(columns, normalised)
         + " Weights are what CLS of the trained encoder attends to in the whole picture (or the control's):"
         " patches of high weight are masked first, the next are thrown.",
     )

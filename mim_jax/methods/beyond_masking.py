@@ -266,7 +266,8 @@ class BeyondMasking(Method):
         patches, pixels = view["patches"], outputs["pixels"]
         blank = jnp.zeros_like(patches[:, : view["hidden"].shape[1]])
         shown = by_visible_statistics(pixels, patches, view["visible"])
-        columns = {"input": draw(self, put(patches, view["hidden"], blank))}
+        seen = "masked input" if self.masked else "input"
+        columns = {seen: draw(self, put(patches, view["hidden"], blank))}
         if self.paints_hidden_only:
             columns["prediction"] = draw(self, put(jnp.zeros_like(patches), view["hidden"], shown))
             columns["composition"] = draw(self, put(patches, view["hidden"], shown))
@@ -275,7 +276,7 @@ class BeyondMasking(Method):
         columns["original"] = draw_images(
             self, misalignment.area_resize(view["original"], self.vit.image_size)
         )
-        return Picture(columns, caption(normalised=True))
+        return Picture(columns, caption(columns, normalised=True))
 
 
 def ring_error(squares: jax.Array, margin: int) -> jax.Array:

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config
@@ -77,4 +76,4 @@ class Mim(TokenMethod):
         )
 
     def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
-        return token_picture(self, view, outputs, artefacts, order=jnp.where(view["mask"], 1, 0))
+        return token_picture(self, view, outputs, artefacts)

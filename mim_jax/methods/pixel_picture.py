@@ -1,5 +1,6 @@
 """The report's picture for methods that predict pixels. Honest: nothing of the target is used to draw a prediction."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,6 +13,12 @@ from mim_jax.targets.pixels import denormalise, unpatchify
 GREY = 0.0
 """Hidden patches are drawn as the data set's mean colour."""
 
+EXPLAINED = {
+    "masked input": "masked patches are grey",
+    "composition": "the composition is the prediction where the input was masked, and the input elsewhere",
+}
+"""Columns that their names do not explain."""
+
 
 def pixel_picture(method: Method, view: View, predicted: jax.Array, *, normalised: bool) -> Picture:
     """Input, prediction, composition and original, for predictions of the hidden patches [B, M, p p 3]."""
@@ -19,20 +26,18 @@ def pixel_picture(method: Method, view: View, predicted: jax.Array, *, normalise
     if normalised:
         predicted = by_visible_statistics(predicted, patches, view["visible"])
     nothing = jnp.full_like(patches, GREY)
-    return Picture(
-        {
-            "input": draw(method, put(patches, hidden, jnp.full_like(predicted, GREY))),
-            "prediction": draw(method, put(nothing, hidden, predicted)),
-            "composition": draw(method, put(patches, hidden, predicted)),
-            "original": draw(method, patches),
-        },
-        caption(normalised),
-    )
+    columns = {
+        "masked input": draw(method, put(patches, hidden, jnp.full_like(predicted, GREY))),
+        "prediction": draw(method, put(nothing, hidden, predicted)),
+        "composition": draw(method, put(patches, hidden, predicted)),
+        "original": draw(method, patches),
+    }
+    return Picture(columns, caption(columns, normalised))
 
 
-def caption(normalised: bool) -> str:
-    """What the pictures show."""
-    text = "Held-out images; the composition is the prediction where the input was hidden."
+def caption(columns: Iterable[str], normalised: bool) -> str:
+    """What the pictures show, and what each column that needs it is."""
+    text = "Held-out images" + "".join(f"; {EXPLAINED[name]}" for name in columns if name in EXPLAINED) + "."
     if normalised:
         text += " Predictions are relative to each patch; they are drawn with mean and spread of the visible pixels of the image, not of the target."
     return text

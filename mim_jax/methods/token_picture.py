@@ -9,12 +9,13 @@ from mim_jax.targets.pixels import denormalise, unpatchify
 
 
 def token_picture(
-    method: Method, view: View, outputs: Outputs, artefacts: Artefacts, *, order: jax.Array
+    method: Method, view: View, outputs: Outputs, artefacts: Artefacts, *, order: jax.Array | None = None
 ) -> Picture | None:
-    """Input, context, order, predicted and true tokens of each example; None where tokens have no pixels (a cache).
+    """Original, what is seen, order, predicted and true tokens of each example; None where tokens have no pixels (a cache).
 
     Args:
-        order: int [B, L]; 0 = context, else the place among the targets (from 1) or simply 1.
+        order: int [B, L], of methods that permute: 0 = context, else the place among the targets (from 1). Others, whose
+            targets have no order, have no such column.
     """
     if "centroids" not in artefacts:
         return None
@@ -31,20 +32,22 @@ def token_picture(
         )
         return draw(filled)
 
-    height, width = method.vit.image_size
-    shade = np.asarray(order, np.float32) / max(1, int(jnp.max(order)))
-    shade = np.where(
-        np.asarray(order) == 0, 0.0, 0.25 + 0.75 * shade
-    )  # context black, then dark to bright by place
-    blocks = np.kron(shade.reshape(-1, *grid), np.ones((1, method.vit.patch, method.vit.patch)))
-    ordered = np.repeat((255 * blocks.reshape(-1, height, width, 1)).astype(np.uint8), 3, axis=-1)
     hidden = jax.vmap(lambda own, at: own.at[at].set(0.0))(patches, targets)
-    columns = {
-        "input": draw(patches),
-        "context (the rest grey)": draw(hidden),
-        "order (context black, first target darkest)": ordered,
-        "predicted tokens": paint(jnp.argmax(outputs["logits"], axis=-1)),
-        "true tokens": paint(view["labels"]),
-    }
-    caption = "Held-out images. Target patches are drawn as the centroid of their token; context patches as they are."
-    return Picture(columns, caption)
+    seen = "masked input" if order is None else "context"
+    columns = {"original": draw(patches), seen: draw(hidden)}
+    grey = "masked patches are grey" if order is None else "all but the context is grey"
+    caption = f"Held-out images; {grey}."
+    if order is not None:
+        columns["order"] = _order(method, np.asarray(order))
+        caption += " Order: black is context, the first target dark, the last one bright."
+    columns["predicted tokens"] = paint(jnp.argmax(outputs["logits"], axis=-1))
+    columns["true tokens"] = paint(view["labels"])
+    return Picture(columns, caption + " Target patches are drawn as the centroid of their token.")
+
+
+def _order(method: Method, order: np.ndarray) -> np.ndarray:
+    """The places [B, L] in grey, uint8 [B, H, W, 3]."""
+    grid, (height, width) = method.vit.grid, method.vit.image_size
+    shade = np.where(order == 0, 0.0, 0.25 + 0.75 * order / max(1, int(order.max())))
+    blocks = np.kron(shade.reshape(-1, *grid), np.ones((1, method.vit.patch, method.vit.patch)))
+    return np.repeat((255 * blocks.reshape(-1, height, width, 1)).astype(np.uint8), 3, axis=-1)

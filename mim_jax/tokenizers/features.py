@@ -5,7 +5,6 @@ image) alone, so that any number of hosts makes the same files, and a pass that 
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from mim_jax.data.keys import permutation, uniforms
 from mim_jax.data.npy import open_npy
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
+from mim_jax.progress import Progress
 from mim_jax.reading import Unreadable
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.teachers import Teacher
 
 CHUNK = 1024
-REPORT_SECONDS = 30.0
 Features = npt.NDArray[np.floating[Any]]
 
 
@@ -55,7 +54,6 @@ class FeatureFiles:
         batch_size: int,
         threads: int,
         stop: Callable[[], bool],
-        say: Callable[[str], None],
     ) -> bool:
         """Writes this host's missing files; False = stop() said so before the end.
 
@@ -72,26 +70,27 @@ class FeatureFiles:
 
         missing = [number for number in range(self.num_files) if not self._file(number).exists()]
         own = [number for number in missing if number % jax.process_count() == jax.process_index()]
-        started = said = time.perf_counter()
-        for done, number in enumerate(own):
-            kept = []
-            batches = evaluation_batches(
-                self._source, spec, batch_size=batch_size, first=number * CHUNK, limit=CHUNK, threads=threads
-            )
-            for batch in batches:
-                if stop():
-                    batches.close()
-                    return False
-                made = np.asarray(features(placed, jax.device_put(batch["image"], own_devices.rows)))
-                kept += [
-                    made[row, self._chosen(int(batch["index"][row]))]
-                    for row in np.flatnonzero(batch["valid"])
-                ]
-            self._save(number, np.concatenate(kept).astype(self._dtype))
-            if time.perf_counter() - said > REPORT_SECONDS:
-                said = time.perf_counter()
-                left = (said - started) / (done + 1) * (len(own) - done - 1)
-                say(f"features of {done + 1} of {len(own)} x {CHUNK} images, left {left / 60:.0f} min")
+        images = sum(min(CHUNK, len(self._source) - number * CHUNK) for number in own)
+        with Progress("features", images) as progress:
+            for number in own:
+                kept = []
+                batches = evaluation_batches(
+                    self._source,
+                    spec,
+                    batch_size=batch_size,
+                    first=number * CHUNK,
+                    limit=CHUNK,
+                    threads=threads,
+                )
+                for batch in batches:
+                    if stop():
+                        batches.close()
+                        return False
+                    made = np.asarray(features(placed, jax.device_put(batch["image"], own_devices.rows)))
+                    rows = np.flatnonzero(batch["valid"])
+                    kept += [made[row, self._chosen(int(batch["index"][row]))] for row in rows]
+                    progress.update(len(rows))
+                self._save(number, np.concatenate(kept).astype(self._dtype))
         return True
 
     def __call__(self) -> Iterator[tuple[Features, npt.NDArray[np.int64]]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.progress import tracked
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.lloyd import add_block
 from mim_jax.tokenizers.seeding import plus_plus
@@ -36,7 +37,7 @@ def fit_kmeans(points: np.ndarray, clusters: int, *, seed: int = 0, iterations: 
     weight = (np.arange(len(padded)) < len(points)).astype(np.float32).reshape(-1, chunk)
     data = jnp.asarray(padded, jnp.float32).reshape(-1, chunk, points.shape[1])
     centroids = plus_plus(jnp.asarray(points[:CHUNK], jnp.float32), clusters, jax.random.key(seed))
-    for _ in range(iterations):
+    for _ in tracked(range(iterations), "k-means", iterations, "iterations"):
         moved = _lloyd(centroids, data, jnp.asarray(weight))
         if bool(jnp.array_equal(moved, centroids)):
             break

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from mim_jax.data.placement import place
+from mim_jax.progress import Progress
 from mim_jax.tokenizers.chunks import FloatArray, Points
 from mim_jax.tokenizers.lloyd import collect, empty_totals, everywhere, lloyd_step, rows_sharding
 from mim_jax.tokenizers.minibatch import begin, minibatch_step
@@ -55,15 +56,17 @@ class Passes:
 
     def _over_all(self, step: Callable[..., Any], carry: Any) -> Any:
         waiting: collections.deque[jax.Array] = collections.deque()
-        for points, own in self._points.blocks(self._rows):
-            if self._padding:
-                points = np.pad(points, ((0, self._padding), (0, 0)))
-                own = np.pad(own, (0, self._padding))
-            batch = place({"points": points, "own": own}, rows_sharding(self._mesh))
-            carry, token = step(carry, batch["points"], batch["own"])
-            waiting.append(token)
-            if len(waiting) > IN_FLIGHT:
-                waiting.popleft().block_until_ready()
+        with Progress("k-means pass", self._points.used, "points") as progress:
+            for points, own in self._points.blocks(self._rows):
+                if self._padding:
+                    points = np.pad(points, ((0, self._padding), (0, 0)))
+                    own = np.pad(own, (0, self._padding))
+                batch = place({"points": points, "own": own}, rows_sharding(self._mesh))
+                carry, token = step(carry, batch["points"], batch["own"])
+                waiting.append(token)
+                if len(waiting) > IN_FLIGHT:
+                    waiting.popleft().block_until_ready()
+                progress.update(min(self._rows * jax.process_count(), self._points.used - progress.done))
         return carry
 
     def _everywhere(self, array: npt.NDArray[Any]) -> jax.Array:

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from mim_jax.data import keys
+from mim_jax.progress import Estimate
 from mim_jax.tokenizers.chunks import FloatArray, Points, Source
 from mim_jax.tokenizers.empties import fill_empty
 from mim_jax.tokenizers.kmeans_options import KMeansOptions
@@ -44,7 +45,7 @@ class Progress(NamedTuple):
     splits: int  # empty clusters that took half of another
     finished: bool  # the last pass of its restart
     seconds: float = 0.0
-    eta: float = 0.0  # seconds, at the mean speed of this process; an early end comes earlier
+    eta: float = 0.0  # seconds, at the smoothed speed of this process; an early end comes earlier
 
 
 class Fitted(NamedTuple):
@@ -92,16 +93,17 @@ def fit_streaming(
         options.clusters, fit.points.width
     )
     fit.refuse_disagreement(state)
-    speeds: list[float] = []
+    estimate = Estimate()
     while state.restart < options.restarts:
         started = time.perf_counter()
         state, progress = fit.advance(state)
         if directory and jax.process_index() == 0:
             save(directory, state, fit.identity)
-        speeds.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        estimate.lap(1, seconds)
         if report:
             left = (options.restarts - state.restart) * (options.iterations + 1) - state.iteration
-            report(progress._replace(seconds=speeds[-1], eta=max(left, 0) * float(np.mean(speeds))))
+            report(progress._replace(seconds=seconds, eta=estimate.seconds_for(max(left, 0)) or 0.0))
     usage, perplexity = usage_and_perplexity(state.best_counts)
     return Fitted(
         state.best_centroids,
@@ -215,4 +217,4 @@ class _Fit:
             return self.points.draw(o.clusters, o.seed, "k-means start", restart)
         sample = self.points.draw(min(o.sample, self.points.used), o.seed, "k-means start", restart)
         key = jax.random.fold_in(jax.random.key(o.seed), restart)
-        return np.asarray(plus_plus(sample, o.clusters, key))
+        return np.asarray(plus_plus(jax.numpy.asarray(sample), o.clusters, key))

@@ -20,6 +20,7 @@ from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
 from mim_jax.training.tables import Interrupted, Tables
 from mim_jax.training.watching import first_batch
+from mim_jax.training.watching.compiling import announced
 from mim_jax.training.watching.first_batch import FirstBatch
 from mim_jax.training.watching.log import say
 from mim_jax.training.watching.sinks import Sink
@@ -106,7 +107,8 @@ def train(
             if number not in compiled:
                 phase = method.in_phase(method.phases[number])
                 per_epoch = examples / config.data.batch_size
-                compiled[number] = make_train_step(phase, optimiser, shapes, mesh, per_epoch)
+                made = make_train_step(phase, optimiser, shapes, mesh, per_epoch)
+                compiled[number] = announced(made, f"the training step ({method.phases[number].name})")
                 watch.flops = phase.flops()
             batch = feed.batch(step)
             if step == 0 and jax.process_index() == 0 and loader.spec.pixels:

@@ -17,14 +17,13 @@ from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import resolved
 from mim_jax.data import Source, evaluation_batches, place
 from mim_jax.methods.protocol import Artefacts, Method, Pass
+from mim_jax.progress import Progress
 from mim_jax.training.epochs import first_step_of
 from mim_jax.training.sharding import batch_sharding, replicated, state_shardings
 from mim_jax.training.state import TrainState
 from mim_jax.training.watching.log import say
 
 MIB = 2**20
-REPORT_SECONDS = 30.0
-"""How often a pass says how far it is."""
 
 
 class Interrupted(Exception):
@@ -133,21 +132,19 @@ class Tables:
             process_count=jax.process_count(),
             threads=config.data.threads,
         )
-        total, said = -(-len(self._source) // size), time.perf_counter()
         index: list[np.ndarray] = []
         rows: list[np.ndarray] = []
         ahead: jax.Array | None = None  # the device works on one batch while the host fetches the one before
-        for number, batch in enumerate(batches):
-            if stop():
-                batches.close()
-                raise Interrupted
-            index.append(np.where(batch["valid"], batch["index"], -1))
-            made = compute(params, place(batch, sharding))
-            rows.extend([] if ahead is None else [own_rows(ahead)])
-            ahead = made
-            if time.perf_counter() - said > REPORT_SECONDS:
-                said = time.perf_counter()
-                say(f"pass {one.name}: {number + 1} of {total} batches")
+        with Progress(f"pass {one.name}", len(self._source)) as progress:
+            for batch in batches:
+                if stop():
+                    batches.close()
+                    raise Interrupted
+                index.append(np.where(batch["valid"], batch["index"], -1))
+                made = compute(params, place(batch, sharding))
+                rows.extend([] if ahead is None else [own_rows(ahead)])
+                ahead = made
+                progress.update(min(size, len(self._source) - progress.done))
         assert ahead is not None
         rows.append(own_rows(ahead))
         return everywhere(index, rows)

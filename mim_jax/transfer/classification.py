@@ -10,8 +10,9 @@ import optax
 
 from mim_jax.methods.protocol import Batch, Method
 from mim_jax.training.watching.log import STANDARD_ERROR
+from mim_jax.transfer.confusion import draw_confusion
 from mim_jax.transfer.gathering import everywhere
-from mim_jax.transfer.metrics import draw_confusion, eleven_point_map, mean_per_class, standard_error, top_k
+from mim_jax.transfer.metrics import eleven_point_map, mean_per_class, standard_error, top_k
 
 CONFUSION = "confusion.png"
 
@@ -40,7 +41,8 @@ class Classification:
     def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
         """Loss, top-1 and its standard error, top-5, mean per class and 11-point mAP; draws the confusion matrix.
 
-        With several labels an image: the mAP alone.
+        With `baselines` also the top-1 of always naming the commonest held-out class. With several labels an image: the
+        mAP alone.
         """
         found, known = [], []
         for batch in self._batches():
@@ -55,6 +57,7 @@ class Classification:
         if jax.process_index() == 0:
             draw_confusion(self._workdir / CONFUSION, scores, labels, self._names)
         top1 = top_k(scores, labels, 1)
+        commonest = float(np.bincount(labels).max() / len(labels))
         return {
             "eval/loss": float(optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()),
             "eval/top1": top1,
@@ -62,4 +65,5 @@ class Classification:
             "eval/top5": top_k(scores, labels, 5),
             "eval/mean_per_class": mean_per_class(scores, labels),
             "eval/map_11_point": eleven_point_map(scores, labels[:, None] == np.arange(scores.shape[1])),
+            **({"eval/commonest_class_top1": commonest} if baselines else {}),
         }

@@ -1,12 +1,10 @@
 """Classification metrics from scores: scikit-learn's where it has them; VOC2007's 11-point average precision is ours."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot as plt
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import balanced_accuracy_score
 
 Scores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
@@ -55,30 +53,3 @@ def eleven_point_map(scores: Scores, relevant: Relevant, counted: Relevant | Non
     counted = np.ones_like(relevant) if counted is None else counted
     classes = zip(scores.T, relevant.T, counted.T, strict=True)
     return float(np.mean([eleven_point_precision(s[c], r[c]) for s, r, c in classes]))
-
-
-def draw_confusion(path: Path, scores: Scores, labels: Labels, names: tuple[str, ...]) -> None:
-    """The confusion matrix as a PNG: rows are true classes, columns predicted ones, shares of a row."""
-    classes = np.arange(scores.shape[1])
-    shares = confusion_matrix(labels, scores.argmax(axis=1), labels=classes, normalize="true")
-    side = min(9.0, 2.5 + 0.35 * len(classes))
-    figure, axis = plt.subplots(figsize=(side, side))
-    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    if len(classes) <= 20:
-        axis.set_xticks(classes, names, rotation=90, fontsize=8)
-        axis.set_yticks(classes, names, fontsize=8)
-        for row, column in np.argwhere(shares >= 0.005):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(
-                column,
-                row,
-                f"{100 * shares[row, column]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=colour,
-            )
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)

@@ -65,7 +65,7 @@ def test_the_picture_and_the_baseline_speak_of_cells(method, params) -> None:
     assert np.isfinite(terms["loss"][0]).all() and baselines["constant"]["loss"][0].shape == (2,)
     picture = method.picture(view, outputs, {})
     assert picture.columns["original"].shape == (2, 16, 16, 3)
-    hidden = (picture.columns["input"] != picture.columns["original"]).any(-1)
+    hidden = (picture.columns["masked input"] != picture.columns["original"]).any(-1)
     assert hidden.reshape(2, 4, 4, 4, 4).any((2, 4)).sum() <= 2 * method.num_masked
     assert small_method("simmim", {**SWIN, "method.local_norm": 5}).picture(view, outputs, {}) is None
 

@@ -25,7 +25,7 @@ from mim_jax.training.watching.first_batch import FirstBatch, draw
 from mim_jax.training.watching.log import UNIX_TIME, read_metrics, say
 from mim_jax.training.watching.peak import peak_flops
 from mim_jax.training.watching.progress import Bar
-from mim_jax.training.watching.report import curve_panels, write_report
+from mim_jax.training.watching.report import write_report
 from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.watch import Watch
 
@@ -242,7 +242,10 @@ def test_a_finished_run_left_its_pictures_and_facts(finished_run: Path) -> None:
     with Image.open(finished_run / "first_batch.png") as picture:
         assert min(picture.size) > 100
     page = (finished_run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # curves, examples, first batch
+    drawn = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
+    assert {"loss", "token accuracy", "gradient norm", "First training batch"} <= set(drawn)
+    assert [drawn.count(name) for name in ("original", "order", "predicted tokens")] == [8, 8, 8]
+    assert len(set(re.findall(r'<td class="name">(\d)</td>', page))) == 8  # digits, of eight classes
     assert not re.search(r"(src|href)=.?(https?:)?//", page)  # opens offline
     for fact in (
         "fingerprint",
@@ -302,23 +305,6 @@ def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "25 images could not be read" in page and "&lt;no&gt; image" in page and "And 5 more" in page
     assert page.count('class="path"') == bad_images.LISTED
-
-
-def test_a_methods_own_metrics_get_a_curve() -> None:
-    panels = dict(
-        curve_panels(
-            {
-                "train/loss",
-                "train/psnr",
-                "eval/psnr",
-                "eval/knn_seconds",
-                "eval/knn_top1_stderr",
-                "eval/uniform_loss",
-                "perf/unix_time",
-            }
-        )
-    )
-    assert panels == {"loss": ["train/loss"], "psnr": ["train/psnr", "eval/psnr"]}
 
 
 def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from mim_jax.transfer import confusion
 from mim_jax.transfer.metrics import (
-    draw_confusion,
     eleven_point_map,
     eleven_point_precision,
     mean_per_class,
@@ -56,10 +58,35 @@ def test_eleven_points_as_the_definition_says(scored) -> None:
     assert eleven_point_map(scores, relevant) == pytest.approx(np.mean(values))
 
 
-def test_confusion_picture(scored, tmp_path: Path) -> None:
-    draw_confusion(tmp_path / "c.png", *scored, tuple("abcdefg"))
-    with Image.open(tmp_path / "c.png") as picture:
+def texts_of(scored, names: list[str], path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """All that is written in the confusion matrix."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(confusion.plt, "close", kept.append)
+    confusion.draw_confusion(path, *scored, names)
+    with Image.open(path) as picture:
         assert min(picture.size) > 200
+    return {text.get_text() for text in kept[0].findobj(Text)}
+
+
+def test_confusion_has_class_names(scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that matplotlib would take for mathematics, and one that is too long."""
+    names = ["price_$5_to_$10", "a" * 40, *"cdefg"]
+    written = texts_of(scored, names, tmp_path / "c.png", monkeypatch)
+    assert {"price_$5_to_$10", "a" * 23 + "…", "g", "true class", "predicted class"} <= written
+
+
+@pytest.mark.parametrize(("classes", "named"), [(37, True), (80, False)])
+def test_confusion_of_many_classes_names_the_mistakes(
+    classes: int, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.arange(4 * classes) % classes
+    scores = np.eye(classes)[np.where(labels == 5, 9, labels)]  # one class is always taken for another
+    written = texts_of(
+        (scores, labels), [f"breed {n}" for n in range(classes)], tmp_path / "c.png", monkeypatch
+    )
+    assert ("breed 36" in written) == named
+    (listed,) = (text for text in written if text.startswith("Most frequent"))
+    assert listed == "Most frequent confusions:\nbreed 5 predicted as breed 9: 100 %"
 
 
 def test_an_image_that_does_not_count_is_left_out_of_that_class() -> None:

@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax.config.schema import resolved
+from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader, Source
 from mim_jax.methods.protocol import Method
 from mim_jax.training.epochs import phase_starts
+from mim_jax.training.imported import is_weights
 from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, sessions
 from mim_jax.training.watching.log import read_metrics, say
 from mim_jax.training.watching.report import REPORT
 from mim_jax.training.watching.table import as_text, result_rows
-from mim_jax.training.workdir import versions
+from mim_jax.training.workdir import read_config, versions
 
 
 def announce(
@@ -28,7 +29,9 @@ def announce(
     m, s, o, mesh = config.model, config.schedule, config.optim, config.mesh
     say(f"data     {loader.source.describe()}; held out: {held_out}")
     say(f"model    {method.net.summary}, patch {m.patch}, {parameters:,} parameters, {m.dtype}")
-    say(f"method   {', '.join(f'{k}={v}' for k, v in config.method.items())}")
+    say(f"method   {method_text(config)}")
+    if config.init:
+        say(f"init     {init_text(config)}")
     say(
         f"run      {s.steps} steps of {config.data.batch_size} images ({s.epochs:g} epochs), peak lr {o.lr:g}, warm-up {s.warmup_steps} steps"
     )
@@ -69,10 +72,12 @@ def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> d
     config = method.config
     steps = resolved(config.schedule.steps)
     return {
-        "method": ", ".join(f"{k}={v}" for k, v in config.method.items()),
+        "method": method_text(config),
+        **({"starts from": init_text(config)} if config.init else {}),
+        "network": f"{method.net.summary}, patch {config.model.patch}, {config.model.dtype}",
         "data": f"{source.describe()}, fingerprint {source.fingerprint}",
         "held-out images": f"{held_out:,}",
-        "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:g} epochs)",
+        "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:.4g} epochs)",
         "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(source)):.3g} in all",
         "wall time": sessions.describe(workdir),
         "seed": str(config.seed),
@@ -80,9 +85,41 @@ def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> d
     }
 
 
-def show_result(workdir: Path, bad: Mapping[str, str]) -> None:
-    """The end of the console's story: the result table, bad images, where the report is."""
-    for part in (as_text(result_rows(read_metrics(workdir / "metrics.jsonl"))), bad_images.as_text(bad)):
+def method_text(config: Config) -> str:
+    """'mae: mask_ratio 0.75, decoder_width 48'; options that are empty are left out."""
+    options = {k: v for k, v in config.method.items() if k != "name" and v not in (None, "")}
+    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{config.method['name']}: {text}" if text else str(config.method["name"])
+
+
+def init_text(config: Config) -> str:
+    """What the encoder comes from: 'mae-demo (mae, 400 steps), runs/mae-demo'; of somebody else's weights the file."""
+    init = str(config.init)
+    if is_weights(init):
+        text = f"{Path(init).name}, {init}"
+    else:
+        donor = read_config(Path(init).expanduser())
+        text = f"{init_name(config)} ({donor.method['name']}, {donor.schedule.steps} steps), {init}"
+    surgery = config.surgery
+    return text if surgery.mode == "none" else f"{text}; surgery: {surgery.mode}, {surgery.blocks} blocks"
+
+
+def init_name(config: Config) -> str:
+    """The last part of what `config.init` names; '' where it names nothing."""
+    return Path(str(config.init)).expanduser().resolve().name if config.init else ""
+
+
+def start_word(config: Config) -> str:
+    """What the network of step 0 is called."""
+    return "at the start" if config.init else "untrained"
+
+
+def show_result(workdir: Path, bad: Mapping[str, str], start: str = "untrained") -> None:
+    """The end of the console's story: the result table, bad images, where the report is. start: see `start_word`."""
+    for part in (
+        as_text(result_rows(read_metrics(workdir / "metrics.jsonl")), start),
+        bad_images.as_text(bad),
+    ):
         if part:
             say(f"\n{part}")
     say(f"\nreport: {workdir / REPORT}")

@@ -11,6 +11,7 @@ import jax
 from tqdm import tqdm
 
 from mim_jax.config.check import ConfigError
+from mim_jax.progress import Estimate, clock
 from mim_jax.reading import Unreadable, number, parse_json, read_bytes, record, whole
 
 UNIX_TIME = "perf/unix_time"
@@ -86,12 +87,17 @@ def say(text: str) -> None:
 
 
 class Clock:
-    """Speed and remaining time; evaluations and saves do not count as training."""
+    """Speed and remaining time; evaluations and saves do not count as training.
+
+    The speed is that of the last lap, the remaining time that of a moving average of laps. The first lap, which holds the
+    compilation, is no speed to judge the rest by.
+    """
 
     def __init__(self, *, first_step: int, total_steps: int, batch_size: int) -> None:
         self.total, self.batch_size = total_steps, batch_size
         self._seconds, self._started = 0.0, 0.0
         self._last_seconds, self._last_step, self._last_stall = 0.0, first_step, 0.0
+        self._first_step, self._estimate = first_step, Estimate()
 
     def start(self) -> None:
         self._started = time.perf_counter()
@@ -109,21 +115,24 @@ class Clock:
         self.pause()
         self.start()
         seconds = max(self._seconds - self._last_seconds, 1e-9)
-        rate, stall = (done - self._last_step) / seconds, stall_seconds - self._last_stall
+        updates, stall = done - self._last_step, stall_seconds - self._last_stall
+        if self._last_step > self._first_step:
+            self._estimate.lap(updates, seconds)
         self._last_seconds, self._last_step, self._last_stall = self._seconds, done, stall_seconds
-        return {
-            "perf/images_per_sec": rate * self.batch_size,
+        metrics = {
+            "perf/images_per_sec": updates / seconds * self.batch_size,
             "perf/input_stall": min(1.0, stall / seconds),
-            "perf/seconds_left": (self.total - done) / max(rate, 1e-9),
         }
+        left = self._estimate.seconds_for(self.total - done)
+        return metrics if left is None else {**metrics, "perf/seconds_left": left}
 
 
 def progress_line(step: int, total: int, values: Mapping[str, float]) -> str:
     """The console's line for one log step."""
-    left = int(values["perf/seconds_left"])
+    left = f"  left {clock(values['perf/seconds_left'])}" if "perf/seconds_left" in values else ""
     mfu = f"  MFU {100 * values['perf/mfu']:.0f} %" if "perf/mfu" in values else ""
     return (
         f"step {step:>{len(str(total))}}/{total} {100 * step // total:3d} %  loss {values['train/loss']:.4f}"
         f"  lr {values['train/lr']:.2e}  {values['perf/images_per_sec']:.0f} images/s{mfu}"
-        f"  input stall {100 * values['perf/input_stall']:.0f} %  left {left // 60}:{left % 60:02d}"
+        f"  input stall {100 * values['perf/input_stall']:.0f} %{left}"
     )

@@ -1,50 +1,44 @@
 """The result of a run as rows: what was measured at its start and at its end."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from mim_jax.training.watching.log import ASIDE
+from mim_jax.training.watching.words import BASELINES, rank, term_and_baseline, words
 
-LABELS = {
-    "loss": "held-out loss",
-    "uniform_loss": "  guessing all tokens alike, ln(vocabulary)",
-    "position_frequency_loss": "  token frequencies per position, no image",
-    "other_images_loss": "  same network, every patch from another image",
-    "constant_loss": "  predicting one constant (0 where targets are normalised, else the image's mean)",
-    "token_accuracy": "held-out token accuracy",
-    "position_frequency_token_accuracy": "  token frequencies per position, no image",
-    "other_images_token_accuracy": "  same network, every patch from another image",
-    "top1": "held-out top-1",
-    "top5": "held-out top-5",
-    "mean_per_class": "mean per class",
-    "map_11_point": "mean average precision, 11 points",
-    "knn_top1": "k-NN top-1",
-    "knn_raw_pixels_top1": "  of raw pixels",
-    "commonest_class_top1": "  always the commonest class",
-    "head_kl_last3": "KL between heads, last three layers (nats)",
-    "head_kl_first": "KL between heads, first layer",
-    "diversity_ratio": "  of the last three layers to the others",
-    "attention_distance_px": "mean attention distance (pixels)",
-    "attention_entropy": "mean attention entropy (nats)",
-}
-"""Plain words for metric names; a name that is not here is shown as it is."""
+Rows = list[tuple[str, str, str]]
+"""What, at the start, at the end."""
 
 
-def result_rows(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(what, at the start = untrained, at the end) from the records of metrics.jsonl, last evaluation first seen order."""
+def result_rows(records: list[dict[str, Any]]) -> Rows:
+    """Rows from the records of metrics.jsonl: every term of the last evaluation, each followed by its baselines.
+
+    The start is the evaluation of step 0, and empty where there was none.
+    """
     evaluations = [record for record in records if any(key.startswith("eval/") for key in record)]
     if not evaluations:
         return []
     start = evaluations[0] if evaluations[0]["step"] == 0 else {}
     end = evaluations[-1]
-    names = [key.removeprefix("eval/") for key in end if key.startswith("eval/") and not key.endswith(ASIDE)]
-    known = list(LABELS)
-    names.sort(
-        key=lambda name: known.index(name) if name in known else len(known)
-    )  # stable: others as logged
+    names = held_out_names(end)
+    names = sorted(names, key=functools.partial(rank, logged=names))  # stable: others as logged
     return [
-        (LABELS.get(name, name), number(start.get(f"eval/{name}")), number(end[f"eval/{name}"]))
+        (_label(name, names), number(start.get(f"eval/{name}")), number(end[f"eval/{name}"]))
         for name in names
     ]
+
+
+def held_out_names(values: Mapping[str, Any]) -> list[str]:
+    """Names, without `eval/`, of the held-out metrics that people are shown."""
+    return [
+        key.removeprefix("eval/") for key in values if key.startswith("eval/") and not key.endswith(ASIDE)
+    ]
+
+
+def _label(name: str, names: list[str]) -> str:
+    term, baseline = term_and_baseline(name, names)
+    return f"  {BASELINES[baseline][0]}" if baseline else words(term)
 
 
 def number(value: float | None) -> str:
@@ -52,11 +46,33 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def as_text(rows: list[tuple[str, str, str]]) -> str:
-    """The rows as an aligned table for the console."""
+def in_a_line(values: Mapping[str, float]) -> str:
+    """Held-out metrics for the console: 'held-out loss 2.5967 (all tokens alike 4.1589), k-NN top-1 accuracy 0.2361'."""
+    names = held_out_names(values)
+    terms: dict[str, list[str]] = {}
+    own: dict[str, str] = {}
+    for name in sorted(names, key=functools.partial(rank, logged=names)):
+        term, baseline = term_and_baseline(name, names)
+        text = number(values[f"eval/{name}"])
+        beside = terms.setdefault(term, [])
+        if baseline:
+            beside.append(f"{BASELINES[baseline][1]} {text}")
+        else:
+            own[term] = text
+    return ", ".join(
+        f"{words(term)} {own.get(term, '')}".rstrip() + (f" ({', '.join(beside)})" if beside else "")
+        for term, beside in terms.items()
+    )
+
+
+def as_text(rows: Rows, start: str = "untrained", end: str = "trained") -> str:
+    """The rows as an aligned table for the console; a column with nothing in it is left out."""
     if not rows:
         return ""
     width = max(len(what) for what, _, _ in rows)
-    lines = [f"{'':{width}}  {'untrained':>10}  {'trained':>10}"]
-    lines += [f"{what:{width}}  {start:>10}  {end:>10}" for what, start, end in rows]
+    columns = [(start, [row[1] for row in rows]), (end, [row[2] for row in rows])]
+    columns = [(title, texts) for title, texts in columns if any(texts)]
+    lines = [f"{'':{width}}" + "".join(f"  {title:>12}" for title, _ in columns)]
+    for at, (what, *_) in enumerate(rows):
+        lines.append(f"{what:{width}}" + "".join(f"  {texts[at]:>12}" for _, texts in columns))
     return "\n".join(lines)

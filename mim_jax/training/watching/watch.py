@@ -9,10 +9,11 @@ import jax
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
-from mim_jax.training.watching.log import ASIDE, Clock, progress_line, say
+from mim_jax.training.watching.log import Clock, progress_line, say
 from mim_jax.training.watching.peak import peak_flops, peak_memory
 from mim_jax.training.watching.progress import Bar
 from mim_jax.training.watching.sinks import Sink
+from mim_jax.training.watching.table import in_a_line
 
 LAG = 2
 """Updates in flight before the metrics of the oldest are looked at: the device never waits for the host to look."""
@@ -59,8 +60,7 @@ class Watch:
         if not values:
             return
         self._sink.write(done, values)
-        shown = {k.removeprefix("eval/"): v for k, v in values.items() if not k.endswith(ASIDE)}
-        say(f"eval at step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        say(f"eval at step {done}: {in_a_line(values)}")
 
     def _look(self, done: int, metrics: Any) -> None:
         values = {f"train/{name}": float(value) for name, value in metrics.items()}
