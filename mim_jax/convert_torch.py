@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from mim_jax.config.errors import print_error
 from mim_jax.interop.files import WeightsError, existing, plain, write_weights
 from mim_jax.interop.torchscript import is_torchscript, read_torchscript
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         options = parser.parse_args(argv)
         print(convert(options.source, options.target, options.key))
     except WeightsError as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return FAILURE
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from mim_jax.analysis.evaluator import HeadDiversity
+from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches, place, spread
 from mim_jax.methods import Method, build_method
@@ -79,7 +80,7 @@ def make_evaluators(
     method = still(method)
     if method.cached_view:
         say("no held-out loss: the token cache covers the training images only")
-    else:
+    elif config.eval.heldout_examples:
         evaluators.append(
             HeldOut(
                 method,
@@ -109,6 +110,21 @@ def make_evaluators(
     elif config.eval.knn:
         say(f"no k-NN: {train_source.name} has no single label an image")
     return evaluators
+
+
+def check_evaluation(config: Config, method: Method) -> None:
+    """What is evaluated must be there in the network.
+
+    Raises:
+        ConfigError: a block or a token that it has not.
+    """
+    e, net = config.eval, method.net
+    if e.knn and e.knn_layer >= net.depth:
+        raise ConfigError(
+            f"config.eval.knn_layer={e.knn_layer}: give -1 (after the final norm), or a block in 0..{net.depth - 1}"
+        )
+    if e.knn and e.knn_pool == "cls" and not net.prefix:
+        raise ConfigError("config.eval.knn_pool=cls, but the encoder has no CLS token: use mean")
 
 
 def still(method: Method) -> Method:

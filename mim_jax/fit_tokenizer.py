@@ -5,13 +5,15 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mim_jax.codes_report import most_used, write_codes_report
-from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.config.check import ConfigError, build
+from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
 from mim_jax.data import InputSpec, Source, evaluation_batches
 from mim_jax.data.placement import OwnDevices
@@ -39,30 +41,30 @@ BATCH = 64
 class TokenizerOptions:
     """config.job of the task `tokenizer`."""
 
-    teacher: str = "pixels"  # pixels (the patches themselves) | clip_resnet | vit
-    weights: str = ""  # of the teacher, FILE.safetensors; empty for pixels
-    image_size: int | None = None  # of the teacher's view, pixels; None = the size its weights were made for
-    patch: int = 16  # of pixels
-    heads: int | None = None  # of a vit; None = width / 64
-    vocabulary: int = 8192
-    points_per_code: int = 512  # features that k-means sees, for each code
-    iterations: int = 20
-    restarts: int = 5  # the one of least inertia is kept
-    start: str = "subset"  # subset (random points) | plus_plus (k-means++)
-    mode: str = "lloyd"  # lloyd | minibatch
-    features_dtype: str = "float32"  # of the features on the disk: float32 | float16
+    teacher: Annotated[str, words("pixels", "clip_resnet", "vit")] = (
+        "pixels"  # pixels (the patches themselves) | clip_resnet | vit
+    )
+    weights: Text = ""  # of the teacher, FILE.safetensors; empty for pixels
+    image_size: Side | None = None  # of the teacher's view, pixels; None = the size its weights were made for
+    patch: Side = 16  # of pixels
+    heads: Heads | None = None  # of a vit; None = width / 64
+    vocabulary: Vocabulary = 8192
+    points_per_code: Count = 512  # features that k-means sees, for each code
+    iterations: Annotated[int, Range(1, 10**6)] = 20
+    restarts: Annotated[int, Range(1, 1000)] = 5  # the one of least inertia is kept
+    start: Annotated[str, words("subset", "plus_plus")] = (
+        "subset"  # subset (random points) | plus_plus (k-means++)
+    )
+    mode: Annotated[str, words("lloyd", "minibatch")] = "lloyd"  # lloyd | minibatch
+    features_dtype: Annotated[str, words("float32", "float16")] = (
+        "float32"  # of the features on the disk: float32 | float16
+    )
     keep_features: bool = False  # else they are deleted at the end
 
 
 def check_job(config: Config) -> TokenizerOptions:
     """The options of the task. Raises ConfigError."""
     options = build(TokenizerOptions, config.job, "config.job")
-    one_of("config.job.features_dtype", options.features_dtype, ("float32", "float16"))
-    one_of("config.job.start", options.start, ("subset", "plus_plus"))
-    one_of("config.job.mode", options.mode, ("lloyd", "minibatch"))
-    for key in ("vocabulary", "points_per_code", "iterations", "restarts"):
-        if getattr(options, key) < 1:
-            raise ConfigError(f"config.job.{key}={getattr(options, key)} must be at least 1")
     if config.augment.crop == "random_resized" or config.augment.flip:
         raise ConfigError(
             "a tokenizer learns from one fixed view of each image: pass --config.augment.crop=centre_square"

@@ -1,19 +1,20 @@
 """The front door: python -m mim_jax.main --config=configs/mapet.py[:preset] [--config.key=value ...] [--workdir=DIR]"""
 
-import itertools
+import argparse
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from mim_jax import fit_tokenizer, gallery, pretrain
 from mim_jax.analysis import job as analysis
-from mim_jax.config.check import ConfigError, check, one_of
-from mim_jax.config.flags import explain, nearest_config_file
+from mim_jax.config.arguments import Parser
+from mim_jax.config.check import ConfigError, check
+from mim_jax.config.errors import print_error
+from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
 from mim_jax.data import DataError
 from mim_jax.methods import check_options
@@ -37,12 +38,6 @@ The same command goes on where a run was stopped; --overwrite starts it anew."""
 USAGE_ERROR = 2
 DIVERGED = 3
 
-config_flags.DEFINE_config_file(
-    "config", None, "A file under configs/, optionally with a preset: FILE[:PRESET]."
-)
-flags.DEFINE_string("workdir", None, "Directory of the run; by default runs/<config>-<preset>.")
-flags.DEFINE_bool("overwrite", False, "Delete what --workdir holds and start anew.")
-
 
 def default_workdir(config_flag: str) -> Path:
     """runs/<name of the config file>-<preset>."""
@@ -50,26 +45,20 @@ def default_workdir(config_flag: str) -> Path:
     return Path("runs") / f"{Path(path).stem}-{preset or 'demo'}"
 
 
-def _config_flag(argv: Sequence[str]) -> str:
-    """The value of --config, as written."""
-    named = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
-    named += [after for a, after in itertools.pairwise(argv) if a in ("--config", "-config")]
-    if not named:
+def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """The configuration, checked, and the options beside it.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    parser = Parser("python -m mim_jax.main", USAGE)
+    parser.add_argument("--config", metavar="FILE[:PRESET]")
+    parser.add_argument("--workdir", metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true")
+    options, values = parser.parse_with_assignments(argv)
+    if not options.config:
         raise ConfigError("no configuration was given; pass for example --config=configs/mapet.py")
-    return named[-1]
-
-
-def parse(argv: Sequence[str]) -> list[str]:
-    """Flags, with absl's and ml_collections' complaints turned into one sentence."""
-    path = _config_flag(argv).partition(":")[0]
-    if not Path(path).is_file():
-        raise ConfigError(f"the configuration file {path} does not exist{nearest_config_file(path)}")
-    try:
-        return list(flags.FLAGS(list(argv)))
-    except (ConfigError, DataError):
-        raise
-    except (flags.Error, AttributeError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(explain(error, argv)) from error
+    return check(override(load(options.config), values)), options
 
 
 def run(argv: Sequence[str]) -> int:
@@ -78,22 +67,19 @@ def run(argv: Sequence[str]) -> int:
         if {"--help", "-h", "-help"} & set(argv):
             print(USAGE)
             return 0
-        rest = parse(argv)
-        if len(rest) > 1:
-            raise ConfigError(f"unexpected argument {rest[1]!r}: options are written --config.key=value")
-        config = check(flags.FLAGS.config)
-        check_task, run_task = TASKS[one_of("config.task", config.task, TASKS)]
+        config, options = parse(argv[1:])
+        check_task, run_task = TASKS[config.task]
         check_task(config)
-        workdir = Path(flags.FLAGS.workdir or default_workdir(_config_flag(argv)))
+        workdir = Path(options.workdir or default_workdir(options.config))
         distributed.join()
-        if flags.FLAGS.overwrite and workdir.exists():
+        if options.overwrite and workdir.exists():
             _delete_run(workdir)
         return run_task(config, workdir)
     except (ConfigError, DataError, CheckpointError) as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE_ERROR
     except Diverged as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return DIVERGED
 
 

@@ -15,7 +15,7 @@ from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader, Source, TokenCache, evaluation_batches, over_classes, spread
-from mim_jax.evaluators import eval_batches, make_evaluators, still
+from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
@@ -61,6 +61,7 @@ def run(config: Config, workdir: Path) -> int:
     config = complete_options(config, train_source.num_classes, train_source.multi_label)
     _check_classes(config, train_source, test_source)
     method = build_method(config)
+    check_evaluation(config, method)
     extras = _extras(method, train_source)
     mesh = make_mesh(config.mesh)
     tables = Tables(method, train_source, mesh)

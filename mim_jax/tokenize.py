@@ -17,8 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mim_jax.codes_report import most_used, write_codes_report
-from mim_jax.config.arguments import Parser, assignments
+from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError, check
+from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
@@ -52,8 +53,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
     parser.add_argument(
         "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
     )
-    given, others = parser.parse_known_args(argv)
-    config = check(override(load(given.config), assignments(others)))
+    given, values = parser.parse_with_assignments(argv)
+    config = check(override(load(given.config), values))
     options = check_options(config)
     if not isinstance(options, TokenOptions):
         raise ConfigError(
@@ -83,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
         distributed.join()
         return tokenize(config, options, batch_size)
     except (ConfigError, DataError) as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE_ERROR
 
 

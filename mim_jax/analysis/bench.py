@@ -20,6 +20,7 @@ import numpy as np
 from mim_jax.analysis.capture import What, make_look
 from mim_jax.analysis.streaming import measure
 from mim_jax.config.check import ConfigError, check
+from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.data import place
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(table(options.config, options.batch_size, options.rounds, options.looks.split(",")))
     except ConfigError as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

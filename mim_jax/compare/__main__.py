@@ -21,8 +21,9 @@ from mim_jax.compare.records import Records
 from mim_jax.compare.stages import Job, cell, evaluation, own_length, pretraining
 from mim_jax.compare.table import Table
 from mim_jax.compare.work import Work
-from mim_jax.config.arguments import Parser, assignments
+from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError
+from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.training.shutdown import EXIT_AGAIN
 
@@ -40,8 +41,7 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR")
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at a time")
-    options, others = parser.parse_known_args(argv)
-    values = assignments(others)
+    options, values = parser.parse_with_assignments(argv)
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs} must be at least 1")
     return read_protocol(override(load(options.config), values)), options.workdir, options.jobs
@@ -118,7 +118,7 @@ def run(argv: Sequence[str], main: Sequence[str] = MAIN) -> int:
         protocol, root, slots = parse(argv)
         return compare(protocol, root, slots, main, shlex.join(["python", "-m", "mim_jax.compare", *argv]))
     except ConfigError as error:
-        print(f"mim_jax: {error}", file=sys.stderr)
+        print_error(error)
         return USAGE_ERROR
 
 

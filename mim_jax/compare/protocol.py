@@ -4,11 +4,12 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ml_collections
 
 from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.config.kinds import MOST, Name, Range, Seed, Text, Values, words
 from mim_jax.data import DataError, open_source
 
 PRETRAIN = "pretrain"
@@ -23,7 +24,6 @@ WANTED = (
 )
 """What --config.data takes: the same as the source folder:PATH."""
 BETTER = ("higher", "lower", "plain")
-BUDGETS = ("images", "seconds")
 
 
 class Column(NamedTuple):
@@ -41,22 +41,24 @@ class Protocol:
     """Every key of a comparison's configuration. Sections of settings are nested: shared.schedule.epochs."""
 
     # PATH of the source folder:PATH of all arms; empty = shared.data.source says.
-    data: str = ""
+    data: Text = ""
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
     # Finished runs or weights, joined by commas: an arm with {run} in it is there for each of them.
-    runs: str = ""
-    only: str = ""  # names of arms, joined by commas; empty = all
-    seeds: tuple[int, ...] = (0,)
+    runs: Text = ""
+    only: Text = ""  # names of arms, joined by commas; empty = all
+    seeds: Annotated[tuple[Seed, ...], Values(different=True)] = (0,)
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of every arm
     # Stage -> FILE[:PRESET][,key=value...].
     evaluate: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluate_shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # stage -> its settings
     columns: tuple[Any, ...] = ()  # of the fields of `Column`
-    budget: str = "images"  # images (shared.schedule.epochs) | seconds (of training, from a calibration)
-    seconds: float = 600.0  # of training an arm, budget=seconds
-    calibration_steps: int = 100
+    budget: Annotated[str, words("images", "seconds")] = (
+        "images"  # images (shared.schedule.epochs) | seconds (of training, from a calibration)
+    )
+    seconds: Annotated[float, Range(0, 1e9, above=True)] = 600.0  # of training an arm, budget=seconds
+    calibration_steps: Annotated[int, Range(2, MOST)] = 100
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the calibrations
-    epoch_keys: tuple[str, ...] = ()  # keys in epochs that keep their share of a run, budget=seconds
+    epoch_keys: tuple[Name, ...] = ()  # keys in epochs that keep their share of a run, budget=seconds
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -122,9 +124,6 @@ def read_protocol(config: Mapping[str, Any]) -> Protocol:
         one_of("a name in config.only", name, protocol.arms)
     if not protocol.chosen:
         raise ConfigError("config.arms is empty: there is nothing to compare")
-    seeds = protocol.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int for seed in seeds):
-        raise ConfigError(f"config.seeds must be different whole numbers, got {seeds}")
     _check_columns(protocol)
     _check_budget(protocol)
     return _with_data(protocol)
@@ -164,14 +163,8 @@ def _check_columns(protocol: Protocol) -> None:
 
 
 def _check_budget(protocol: Protocol) -> None:
-    one_of("config.budget", protocol.budget, BUDGETS)
     if protocol.budget == "images" and "schedule.epochs" not in flatten(protocol.shared):
         raise ConfigError("config.budget=images needs config.shared.schedule.epochs: the epochs of every arm")
-    if protocol.budget == "seconds" and (protocol.seconds <= 0 or protocol.calibration_steps < 2):
-        raise ConfigError(
-            "config.budget=seconds needs config.seconds above 0 and config.calibration_steps of at least 2, got"
-            f" {protocol.seconds:g} and {protocol.calibration_steps}"
-        )
 
 
 def _with_data(protocol: Protocol) -> Protocol:

@@ -1,10 +1,13 @@
-"""The command line of programs besides main: their own options, and --config.key=value."""
+"""The command line of every program: its own options, and --config.key=value."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mim_jax.config.check import ConfigError
+from mim_jax.config.errors import ConfigError
+
+PREFIX = "--config."
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,17 +20,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
+    def parse_with_assignments(self, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+        """The program's own options, and what --config.key=value (or --config.key value) sets: "key" -> value.
 
-def assignments(arguments: Sequence[str]) -> dict[str, str]:
-    """What the arguments of a command, each --config.key=value, set: "key" -> value.
-
-    Raises:
-        ConfigError: an argument that is none.
-    """
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise ConfigError(f"unexpected argument {argument!r}: options are written --config.key=value")
-        values[key] = value
-    return values
+        Raises:
+            ConfigError: an argument that is neither.
+        """
+        options, others = self.parse_known_args(argv)
+        known = [option for action in self._actions for option in action.option_strings]
+        values: dict[str, str] = {}
+        rest = iter(others)
+        for argument in rest:
+            name, equals, value = argument.partition("=")
+            if not name.startswith(PREFIX):
+                if name.startswith("-"):
+                    close = difflib.get_close_matches(name, known, n=1)
+                    raise ConfigError(
+                        f"unknown option {name}{f'; did you mean {close[0]}?' if close else ''}"
+                    )
+                raise ConfigError(f"unexpected argument {argument!r}: options are written --config.key=value")
+            if not equals:
+                value = next(rest, PREFIX)
+                if value.startswith(PREFIX):
+                    raise ConfigError(f"{name} has no value: options are written --config.key=value")
+            values[name.removeprefix(PREFIX)] = value
+        return options, values

@@ -1,36 +1,31 @@
 """The border: a ConfigDict in, the frozen tree of `schema.py` out, or one sentence that names the key."""
 
 import dataclasses
-import difflib
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
+from mim_jax.config.errors import ConfigError, nearest, one_of
+from mim_jax.config.kinds import base, conform
 from mim_jax.config.schema import Config
 
+__all__ = [
+    "ConfigError",
+    "build",
+    "check",
+    "choose_preset",
+    "default_config",
+    "nearest",
+    "one_of",
+    "to_dict",
+    "with_job",
+    "with_options",
+]
+
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one sentence for the user."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the closest known word, '' where none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def one_of(key: str, value: str, known: Iterable[str]) -> str:
-    """`value`, if it is known; else a ConfigError that lists what is and names the nearest."""
-    names = list(known)
-    if value not in names:
-        raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(names)}{nearest(value, names)}")
-    return value
 
 
 def choose_preset(preset: str | None, presets: Mapping[str, Any]) -> Any:
@@ -59,45 +54,31 @@ def check(config: Mapping[str, Any]) -> Config:
 
 
 def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
-    """Builds the dataclass `cls` from a mapping, section by section.
+    """Builds the dataclass `cls` from a mapping, section by section; every value is of its kind and within its range.
 
     Raises:
         ConfigError: naming the key, and for an unknown one the nearest valid one.
     """
-    hints = typing.get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            raise ConfigError(f"unknown key {path}.{key}{nearest(key, hints)}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    if not isinstance(tree, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"{path} is a section with keys of its own, not the value {tree!r}")
     values: dict[str, Any] = {}
-    for key, value in dict(tree).items():
-        hint = hints[key]
+    for key in list(tree):
         name = f"{path}.{key}"
+        if key not in hints:
+            raise ConfigError(f"unknown key {name}{nearest(str(key), hints)}")
+        value, hint = tree[key], hints[key]
         if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
-                raise ConfigError(f"{name} is a section with keys of its own, not the value {value!r}")
             values[key] = build(typing.cast(type, hint), value, name)
-        elif typing.get_origin(hint) is dict:
-            values[key] = dict(value)
+        elif base(hint) is dict:
+            values[key] = dict(conform(name, _plain_dict(value), dict))
         else:
-            values[key] = _typed(name, value, hint)
+            values[key] = conform(name, value, hint)
     return cls(**values)
 
 
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    if isinstance(value, list):
-        value = tuple(value)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return value
-    words = " or ".join(
-        "empty" if option is types.NoneType else str(getattr(option, "__name__", option))
-        for option in options
-    )
-    raise ConfigError(f"{name} must be {words}, got {value!r} ({type(value).__name__})")
+def _plain_dict(value: Any) -> Any:
+    return dict(value) if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def _to_config_dict(cls: Any) -> ml_collections.ConfigDict:
@@ -110,8 +91,8 @@ def _to_config_dict(cls: Any) -> ml_collections.ConfigDict:
         elif typing.get_origin(hint) is dict:
             out[field.name] = ml_collections.ConfigDict()
         elif default is None:
-            kind = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-            out[field.name] = config_dict.placeholder(typing.get_origin(kind) or kind)
+            kind = next(option for option in typing.get_args(hint) if option is not type(None))
+            out[field.name] = config_dict.placeholder(base(kind))
         else:
             out[field.name] = default
     return out.lock()

@@ -1,42 +1,162 @@
-"""Configurations by name, for programs: FILE[:PRESET][,key=value...]; the command line has ml_collections' flags."""
+"""Configurations by name: FILE[:PRESET][,key=value...], and what a command line sets in them."""
 
 import ast
+import difflib
 import runpy
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from mim_jax.config.check import ConfigError
-from mim_jax.config.flags import nearest_config_file
+from mim_jax.config.errors import ConfigError, nearest
+
+SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+"""Where the configurations that come with mim_jax lie: in an installed package, in a clone."""
+
+BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
     """The ConfigDict of "FILE[:PRESET][,key=value...]", e.g. "configs/mapet.py:imagenet,model.variant=s".
 
     Raises:
-        ConfigError: for a missing file, an unknown preset or key, a wrong type.
+        ConfigError: for a missing file, an unknown preset or key, a wrong kind of value.
     """
     name, *pairs = spec.split(",")
     path, _, preset = name.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"the configuration file {path} does not exist{nearest_config_file(path)}")
-    config = runpy.run_path(path)["get_config"](*([preset] if preset else []))
+    config = _made(find(path), preset)
     return override(config, dict(pair.partition("=")[::2] for pair in pairs))
 
 
-def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Sets "a.b" -> value in place (a string is read as a Python literal where it is one)."""
-    for key, value in values.items():
-        try:
-            literal = ast.literal_eval(value) if isinstance(value, str) else value
-        except (ValueError, SyntaxError):
-            literal = value
-        try:
-            config.update_from_flattened_dict({key: literal})
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"config.{key}={value} cannot be set: {' '.join(str(error).split())}"
-            ) from error
+def find(name: str) -> Path:
+    """The configuration file of that name: a path; or, from anywhere, one of ours as NAME or configs/NAME.py.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path, own = Path(name), name.removeprefix("configs/").removesuffix(".py")
+    try:
+        if path.is_file():
+            return path
+        shipped = [folder / f"{own}.py" for folder in SHIPPED if own and Path(own).name == own]
+        there = next((file for file in shipped if file.is_file()), None)
+    except OSError as error:
+        raise ConfigError(f"the configuration file {name} cannot be read: {error.strerror}") from error
+    if there is not None:
+        return there
+    if path.is_dir():
+        raise ConfigError(f"the configuration {name} is a directory: name a .py file in it")
+    raise ConfigError(f"the configuration file {name} does not exist{_nearest_file(path)}")
+
+
+def _nearest_file(path: Path) -> str:
+    """'; did you mean X?' for the closest file name beside a missing config file, or of ours."""
+    files = [str(file) for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    ours = {file.stem for folder in SHIPPED if folder.is_dir() for file in folder.glob("*.py")}
+    close = difflib.get_close_matches(str(path), [*files, *sorted(ours)], n=1)
+    return f"; did you mean {close[0]}?" if close else f"; ours are {', '.join(sorted(ours))}"
+
+
+def _made(path: Path, preset: str) -> ml_collections.ConfigDict:
+    """What `get_config` of a file returns. Whatever is wrong with the file is a ConfigError that names file and line."""
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if not callable(get_config):
+            raise ConfigError(f"{path} is no configuration: it defines no function get_config")
+        config = get_config(*([preset] if preset else []))
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        line = f", line {error.lineno}," if error.lineno else ""
+        raise ConfigError(f"{path}{line} is no Python: {error.msg}") from error
+    except (Exception, SystemExit) as error:  # a file of the user's, which may do anything
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        line = f", line {lines[-1]}" if lines else ""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{path}{line}, raised {text}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"get_config of {path} returns {type(config).__name__}, but must return an ml_collections.ConfigDict"
+        )
     return config
+
+
+def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Sets "a.b" -> value in place; text is read as the kind of value that the key has.
+
+    Raises:
+        ConfigError: an unknown key, a section given a value, text that is no such value.
+    """
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        node = config
+        for number, section in enumerate(sections):
+            if section not in node:
+                _refuse_unknown(config, node, key)
+                node[section] = ml_collections.ConfigDict(sort_keys=False)
+            node = node[section]
+            if not isinstance(node, ml_collections.ConfigDict):
+                inner, below = ".".join(sections[: number + 1]), key.split(".")[number + 1]
+                raise ConfigError(f"config.{inner} is a value, not a section: it has no key {below!r}")
+        if last not in node:
+            _refuse_unknown(config, node, key)
+            node[last] = _literal(value) if isinstance(value, str) else value
+            continue
+        if isinstance(node.get(last), ml_collections.ConfigDict):
+            raise ConfigError(f"config.{key} is a section with keys of its own, not the value {value!r}")
+        if isinstance(value, str):
+            value = _of_kind(f"config.{key}", value, node.get_type(last))
+        with node.ignore_type():
+            node[last] = value
+    return config
+
+
+def _refuse_unknown(config: ml_collections.ConfigDict, node: ml_collections.ConfigDict, key: str) -> None:
+    """A section that is locked has all its keys; the others take any."""
+    if node.is_locked:
+        known = [f"config.{name}" for name in known_keys(config)]
+        raise ConfigError(f"unknown key config.{key}{nearest(f'config.{key}', known)}")
+
+
+def known_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Full names of all keys of a configuration, sections included."""
+    for key in config:
+        yield f"{prefix}{key}"
+        if isinstance(config[key], ml_collections.ConfigDict):
+            yield from known_keys(config[key], f"{prefix}{key}.")
+
+
+def _of_kind(name: str, text: str, kind: type) -> Any:
+    """Text as a value of that kind, or a ConfigError that says what it must be. None empties a key."""
+    if text == "None" or kind is str:
+        return None if text == "None" else text
+    if kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise ConfigError(f"{name} must be True or False, got {text!r}")
+        return BOOLEANS[text.lower()]
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise ConfigError(f"{name} must be a number, got {text!r}") from error
+    value = _literal(text)
+    if kind is tuple and not isinstance(value, tuple | list):
+        value = (value,)
+    if isinstance(value, str) or (
+        isinstance(value, tuple | list) and any(isinstance(part, str) for part in value)
+    ):
+        wanted = "a whole number" if kind is int else "values such as (1, 2)"
+        raise ConfigError(f"{name} must be {wanted}, got {text!r}")
+    return value
+
+
+def _literal(text: str) -> Any:
+    """The Python literal that the text is, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

@@ -3,21 +3,10 @@
 import dataclasses
 import math
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import MOST
 from mim_jax.config.schema import Config, Mesh, Model, resolved
-
-VARIANTS: dict[str, dict[str, int]] = {
-    "mu": dict(width=32, depth=2, heads=2),  # tests
-    "nano": dict(width=96, depth=4, heads=3),  # demos on a CPU
-    "ti": dict(width=192, depth=12, heads=3),
-    "s": dict(width=384, depth=12, heads=6),
-    "b": dict(width=768, depth=12, heads=12),
-    "l": dict(width=1024, depth=24, heads=16),
-    "h": dict(width=1280, depth=32, heads=16),
-}
-
-SWINS = ("swinv2_mu", "swinv2_nano", "swinv2_t", "swinv2_s", "swinv2_b", "swinv2_l", "swinv2_h")
-"""Their sizes: models/swin_config.py."""
+from mim_jax.config.variants import SWINS, VARIANTS
 
 
 def resolve(config: Config, *, num_examples: int, num_devices: int, platform: str) -> Config:
@@ -39,20 +28,14 @@ def resolve(config: Config, *, num_examples: int, num_devices: int, platform: st
 
 def resolve_model(model: Model, platform: str) -> Model:
     """Width, depth and heads from the variant; the computation's dtype from the platform; sizes checked."""
-    one_of("config.model.variant", model.variant, (*VARIANTS, *SWINS))
     model = _usual(model)
     patch, size = resolved(model.patch), image_size(model)
-    if patch < 1 or any(side < 1 or side % patch for side in size):
+    if any(side % patch for side in size):
+        fitting = tuple(max(1, round(side / patch)) * patch for side in size)
         raise ConfigError(
             f"config.model.image_size={model.image_size} is not a multiple of config.model.patch={patch}; the nearest"
-            f" is {max(1, round(size[0] / max(patch, 1))) * patch}"
+            f" is {fitting[0] if isinstance(model.image_size, int) else fitting}"
         )
-    one_of("config.model.positions", model.positions, ("learned", "sincos_2d", "sincos_1d", "none"))
-    one_of("config.model.relative_bias", model.relative_bias, ("none", "shared", "per_block"))
-    one_of("config.model.qkv_bias", model.qkv_bias, ("qkv", "qv", "none"))
-    one_of("config.model.remat", model.remat, ("none", "block", "dots"))
-    one_of("config.model.attention", model.attention, ("auto", "xla", "cudnn"))
-    one_of("config.model.dtype", model.dtype, ("auto", "float32", "bfloat16"))
     dtype = model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16")
     model = dataclasses.replace(model, image_size=size, dtype=dtype)
     return _resolve_swin(model) if model.variant in SWINS else _resolve_vit(model, platform)
@@ -81,8 +64,6 @@ def _resolve_swin(model: Model) -> Model:
             raise ConfigError(
                 f"config.model.{key} is a ViT's; a Swin's sizes follow from config.model.variant={model.variant}"
             )
-    if model.window < 1:
-        raise ConfigError(f"config.model.window={model.window} must be at least 1 token")
     return model
 
 
@@ -94,6 +75,12 @@ def _resolve_vit(model: Model, platform: str) -> Model:
         raise ConfigError(
             f"config.model.width={width} cannot be split into config.model.heads={heads} equal heads"
         )
+    if int(width * filled.mlp_ratio) < 1:
+        raise ConfigError(
+            f"config.model.mlp_ratio={filled.mlp_ratio:g} leaves an MLP of width {width} no channel: raise it"
+        )
+    if filled.positions == "sincos_1d" and width % 2:
+        raise ConfigError(f"config.model.positions=sincos_1d needs an even width, got {width}")
     if filled.positions == "sincos_2d" and width % 4:
         raise ConfigError(
             f"config.model.positions=sincos_2d needs a width that is a multiple of 4, got {width}"
@@ -107,7 +94,7 @@ def _resolve_vit(model: Model, platform: str) -> Model:
 
 def resolve_mesh(mesh: Mesh, num_devices: int) -> Mesh:
     """Fills data=-1 with the devices the other axes leave; the product must be the number of devices."""
-    if mesh.fsdp < 1 or mesh.tensor < 1 or num_devices % (mesh.fsdp * mesh.tensor):
+    if num_devices % (mesh.fsdp * mesh.tensor):
         raise ConfigError(
             f"config.mesh: fsdp={mesh.fsdp} x tensor={mesh.tensor} does not divide the {num_devices} devices there are"
         )
@@ -121,28 +108,34 @@ def resolve_mesh(mesh: Mesh, num_devices: int) -> Mesh:
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-    """The batch must split evenly over the parts of accumulation and over the devices."""
-    parts, shards, batch = config.optim.accumulation, mesh.data * mesh.fsdp, config.data.batch_size
-    if batch < 1:
-        raise ConfigError(f"config.data.batch_size={batch} must be at least 1")
-    if parts < 1 or batch % (parts * shards):
-        raise ConfigError(
-            f"config.data.batch_size={batch} cannot be split evenly over config.optim.accumulation={parts} parts and"
-            f" {shards} devices; the next size that can is {max(1, math.ceil(batch / (max(parts, 1) * shards))) * max(parts, 1) * shards}"
-        )
+    """Batches must split evenly over the devices, that of training over the parts of accumulation, too."""
+    parts, shards = config.optim.accumulation, mesh.data * mesh.fsdp
+    for key, size, pieces in (
+        ("data", config.data.batch_size, parts * shards),
+        ("eval", config.eval.batch_size or config.data.batch_size, shards),
+    ):
+        if size % pieces:
+            over = f"config.optim.accumulation={parts} parts and " if key == "data" else ""
+            raise ConfigError(
+                f"config.{key}.batch_size={size} cannot be split evenly over {over}{shards} devices; the next size that can"
+                f" is {math.ceil(size / pieces) * pieces}"
+            )
 
 
 def resolve_durations(config: Config, num_examples: int) -> Config:
     """Steps from epochs, the peak rate from the batch, and how often to log, evaluate and save."""
     batch, s = config.data.batch_size, config.schedule
-    one_of("config.schedule.cosine_from", s.cosine_from, ("warmup", "start"))
     per_epoch = num_examples / batch
-    if s.epochs <= 0 or (s.steps is not None and s.steps < 1):
-        raise ConfigError(f"config.schedule: epochs={s.epochs:g}, steps={s.steps} must be greater than 0")
-    steps = s.steps if s.steps is not None else max(1, round((s.epochs + s.cooldown_epochs) * per_epoch))
+    asked = (s.epochs + s.cooldown_epochs) * per_epoch if s.steps is None else s.steps
+    if asked > MOST:
+        raise ConfigError(
+            f"config.schedule.epochs={s.epochs:g} of {num_examples} images in batches of {batch} are {asked:.3g} steps, and a run"
+            f" has at most {MOST}: lower it"
+        )
+    steps = max(1, round(asked))
     epochs = s.epochs if s.steps is None else steps / per_epoch - s.cooldown_epochs
     warmup = s.warmup_steps if s.warmup_steps is not None else round(s.warmup_epochs * per_epoch)
-    if not 0 <= warmup <= steps:
+    if warmup > steps:
         raise ConfigError(
             f"config.schedule: a warm-up of {warmup} steps is longer than the run of {steps}; set"
             f" --config.schedule.warmup_epochs to less than {epochs:g}"
@@ -152,9 +145,12 @@ def resolve_durations(config: Config, num_examples: int) -> Config:
         if config.optim.lr is not None
         else config.optim.base_lr * batch / config.optim.lr_batch
     )
-
-    if lr < 0:
-        raise ConfigError(f"config.optim: a learning rate of {lr:g} is negative")
+    for key in ("min_lr", "warmup_lr"):
+        if getattr(s, key) > lr:
+            raise ConfigError(
+                f"config.schedule.{key}={getattr(s, key):g} is above the peak rate {lr:g} (config.optim.lr, or base_lr *"
+                " batch_size / lr_batch): lower the one or raise the other"
+            )
 
     def often(value: int | None, times: int) -> int:
         return value if value is not None else max(1, steps // times)

@@ -6,11 +6,13 @@ the least attended stay visible.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Depth, Heads, Share, Side, Width, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.attention_driven import (
     num_masked_and_thrown,
@@ -39,16 +41,16 @@ RATIOS = {
 
 @dataclasses.dataclass(frozen=True)
 class AmtOptions(BankOptions):
-    base: str = "mae"  # mae | simmim
-    mode: str = "amt"  # amt (mask and throw) | am (mask only)
-    mask_ratio: float | None = None  # None = by base and mode, as throw_ratio
-    throw_ratio: float | None = None
-    random_ratio: float | None = None  # masked up to `start`; None = 0.75 (mae), mask_ratio (simmim)
+    base: Annotated[str, words("mae", "simmim")] = "mae"  # mae | simmim
+    mode: Annotated[str, words("amt", "am")] = "amt"  # amt (mask and throw) | am (mask only)
+    mask_ratio: Share | None = None  # None = by base and mode, as throw_ratio
+    throw_ratio: Share | None = None
+    random_ratio: Share | None = None  # masked up to `start`; None = 0.75 (mae), mask_ratio (simmim)
     norm_pix: bool = False  # mae: as in MAE's options, and the decoder's sizes
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    unit: int = 2  # simmim: side of a mask unit in patches
+    decoder_width: Width = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Heads = 16
+    unit: Side = 2  # simmim: side of a mask unit in patches
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -184,6 +186,5 @@ def build(config: Config, options: AmtOptions) -> Method:
 
 def build_phase(config: Config, options: AmtOptions, *, driven: bool) -> Method:
     """The method of a phase: its base's own corruption, or driven by attention."""
-    one_of("config.method.mode", options.mode, ("amt", "am"))
     bases = {"mae": AmtMae, "simmim": AmtSimmim}
-    return bases[one_of("config.method.base", options.base, bases)](config, options, driven)
+    return bases[options.base](config, options, driven)

@@ -2,13 +2,15 @@
 
 import dataclasses
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Count, CountOrZero, words
 from mim_jax.corruptions.attention_driven import (
     crop_map,
     normalise_attention,
@@ -26,16 +28,16 @@ CODES = {"float32": 1.0, "float16": 1.0, "uint8": 255.0}
 
 @dataclasses.dataclass(frozen=True)
 class BankOptions:
-    start: int = 40  # the last epoch (from 0) of random masking; the first refresh follows it
-    interval: int = 40  # epochs between refreshes
-    mapping: str = (
+    start: CountOrZero = 40  # the last epoch (from 0) of random masking; the first refresh follows it
+    interval: Count = 40  # epochs between refreshes
+    mapping: Annotated[str, words("aligned", "official_corner")] = (
         "aligned"  # aligned | official_corner: the map's corner whatever the crop, as the release has it
     )
-    control: str = (
+    control: Annotated[str, words("none", "random_throw", "shuffled_bank")] = (
         "none"  # none | random_throw (all weights 1) | shuffled_bank (every image has another one's map)
     )
-    bank: str = "host"  # host | device: where the maps lie
-    bank_dtype: str = "float32"  # float32 | float16 | uint8
+    bank: Annotated[str, words("host", "device")] = "host"  # host | device: where the maps lie
+    bank_dtype: Annotated[str, words(*CODES)] = "float32"  # float32 | float16 | uint8
 
 
 class AttentionBank:
@@ -43,14 +45,6 @@ class AttentionBank:
 
     def __init__(self, method: Method, options: BankOptions) -> None:
         self.method, self.options = method, options
-        one_of("config.method.mapping", options.mapping, ("aligned", "official_corner"))
-        one_of("config.method.control", options.control, ("none", "random_throw", "shuffled_bank"))
-        one_of("config.method.bank", options.bank, ("host", "device"))
-        one_of("config.method.bank_dtype", options.bank_dtype, CODES)
-        if options.start < 0 or options.interval < 1:
-            raise ConfigError(
-                f"config.method.start={options.start}, interval={options.interval}: an epoch from 0, and at least 1"
-            )
         if options.start + 1 >= method.config.schedule.epochs:
             raise ConfigError(
                 f"config.method.start={options.start} leaves no epoch of {method.config.schedule.epochs:g} for attention"

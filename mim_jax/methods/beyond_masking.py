@@ -13,11 +13,13 @@ A task joins words with +: at most one that decides which part of the image is s
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.kinds import Depth, Heads, Name, Share, Side, Width, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions import degradation, misalignment
 from mim_jax.corruptions.masking import num_kept, random_split
@@ -38,17 +40,17 @@ STYLES = ("distort", "blur", "decolorize")
 
 @dataclasses.dataclass(frozen=True)
 class BeyondMaskingOptions:
-    task: str = "zoom_in+mask"
-    mask_ratio: float = 0.75  # with `mask` in the task
-    zoom_in_size: int | None = None  # side of the larger crop, pixels; None = 9/7 of the encoder's
-    zoom_out_size: int | None = None  # side of the small crop; None = 5/7 of the encoder's
-    draws: str = (
+    task: Name = "zoom_in+mask"
+    mask_ratio: Share = 0.75  # with `mask` in the task
+    zoom_in_size: Side | None = None  # side of the larger crop, pixels; None = 9/7 of the encoder's
+    zoom_out_size: Side | None = None  # side of the small crop; None = 5/7 of the encoder's
+    draws: Annotated[str, words("example", "batch")] = (
         "example"  # example: each image draws its own; batch: one offset and one grey for all (official)
     )
     blur_bias: bool = False  # the official blur adds a constant to each channel
-    decoder_width: int = 384
-    decoder_depth: int = 4
-    decoder_heads: int = 6
+    decoder_width: Width = 384
+    decoder_depth: Depth = 4
+    decoder_heads: Heads = 6
 
 
 class BeyondMasking(Method):
@@ -69,7 +71,6 @@ class BeyondMasking(Method):
                 f"config.method.task={options.task} cannot be run: each word may stand once, and zoom_in and zoom_out both"
                 " decide which part of the image is seen, so only one of them can"
             )
-        one_of("config.method.draws", options.draws, ("example", "batch"))
         self.geometry = geometries[0] if geometries else "none"
         self.styles = tuple(word for word in words if word in STYLES)
         self.masked = "mask" in words

@@ -4,11 +4,13 @@ Spec amt.md 1.5 (probe), 1.6 and 2.2, mapet.md 10 (fine-tuning). `config.init` n
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Block, CountOrZero, Range, Share, ShareBelowOne, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.mixing import mix, one_hot, random_erasing
 from mim_jax.corruptions.randaugment import rand_augment
@@ -27,21 +29,21 @@ FEATURES = "features"
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyOptions:
-    num_classes: int | None = None  # None = those of the training split
+    num_classes: CountOrZero | None = None  # None = those of the training split
     multi_label: bool | None = (
         None  # an image may show several classes (VOC2007); None = as the training split has it
     )
-    pool: str = "mean"  # mean (of the patch tokens) | cls
+    pool: Annotated[str, words("mean", "cls")] = "mean"  # mean (of the patch tokens) | cls
     probe: bool = False  # the encoder is frozen; batch normalisation without affine before the head
-    layer: int = -1  # probe: output of that block; -1 = after the final norm
+    layer: Block = -1  # probe: output of that block; -1 = after the final norm
     cache: bool = True  # probe without random crops or flips: features are computed once
-    head_std: float = 2e-5  # of the head's initial weights
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha; one draw a batch
-    cutmix: float = 0.0
-    rand_augment: int = 0  # operations an image; 0 = none
-    rand_magnitude: float = 9.0
-    erase: float = 0.0  # probability of random erasing
+    head_std: Annotated[float, Range(0, 10)] = 2e-5  # of the head's initial weights
+    label_smoothing: ShareBelowOne = 0.0
+    mixup: Annotated[float, Range(0, 1000)] = 0.0  # alpha; one draw a batch
+    cutmix: Annotated[float, Range(0, 1000)] = 0.0
+    rand_augment: Annotated[int, Range(0, 100)] = 0  # operations an image; 0 = none
+    rand_magnitude: Annotated[float, Range(0, 10)] = 9.0
+    erase: Share = 0.0  # probability of random erasing
 
 
 class Classify(Method):
@@ -55,7 +57,6 @@ class Classify(Method):
         self.num_classes = options.num_classes or 0
         if self.num_classes < 1:
             raise ConfigError("config.method.num_classes is 0: classification needs images with labels")
-        one_of("config.method.pool", options.pool, ("mean", "cls"))
         if options.multi_label and (options.mixup or options.cutmix or options.label_smoothing):
             raise ConfigError(
                 "config.method.mixup, cutmix and label_smoothing are for one label an image; these images have several:"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Depth, Heads, Share, Width
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import num_kept, random_split
 from mim_jax.methods.flops import encoder_decoder_flops
@@ -20,11 +21,11 @@ from mim_jax.targets.pixels import normalise_patches
 
 @dataclasses.dataclass(frozen=True)
 class MaeOptions:
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     norm_pix: bool = False  # targets normalised per patch; the published recipe of MAE sets it, AMT does not
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    decoder_width: Width = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Heads = 16
 
 
 class Mae(Method):

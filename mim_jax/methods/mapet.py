@@ -13,12 +13,14 @@ One mask rule, five objectives:
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Count, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.permutation import attention_masks, draw_order, ranks, tie_ranks
 from mim_jax.methods.flops import dense_flops, two_stream_flops
@@ -35,15 +37,14 @@ OBJECTIVES = ("mapet", "pim", "full_pim", "grouped", "mim")
 
 @dataclasses.dataclass(frozen=True)
 class MapetOptions(TokenOptions):
-    objective: str = "mapet"  # mapet | pim | full_pim | grouped | mim
-    context: int | None = None  # slots, CLS included; None = 1 + round(L / 4)
-    groups: int = 4  # of targets; grouped only
-    masking: str = "random"  # random | block; mim only
+    objective: Annotated[str, words(*OBJECTIVES)] = "mapet"  # mapet | pim | full_pim | grouped | mim
+    context: Count | None = None  # slots, CLS included; None = 1 + round(L / 4)
+    groups: Count = 4  # of targets; grouped only
+    masking: Annotated[str, words("random", "block")] = "random"  # random | block; mim only
 
 
 def build(config: Config, options: MapetOptions) -> TokenMethod:
     """The method of an objective. `mim` hides as many patches as MaPeT has targets (an equal comparison)."""
-    one_of("config.method.objective", options.objective, OBJECTIVES)
     mapet = Mapet(config, options)
     if options.objective != "mim":
         return mapet

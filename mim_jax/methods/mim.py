@@ -1,10 +1,12 @@
 """MIM (BEiT-like): hidden patches are replaced by MASK, every hidden patch's token id is predicted independently."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Count, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import block_mask, masked_first, random_mask
 from mim_jax.methods.flops import dense_flops, plain_flops
@@ -17,9 +19,11 @@ from mim_jax.targets.pixels import patchify
 
 @dataclasses.dataclass(frozen=True)
 class MimOptions(TokenOptions):
-    masking: str = "random"  # random | block (BEiT's rectangles, topped up with random patches)
-    num_masked: int | None = None  # None = 75 %
-    min_block: int = 16  # patches; block masking only
+    masking: Annotated[str, words("random", "block")] = (
+        "random"  # random | block (BEiT's rectangles, topped up with random patches)
+    )
+    num_masked: Count | None = None  # None = 75 %
+    min_block: Count = 16  # patches; block masking only
 
 
 class Mim(TokenMethod):
@@ -32,7 +36,6 @@ class Mim(TokenMethod):
         length = self.vit.num_patches
         self.options = options
         self.num_masked = options.num_masked if options.num_masked is not None else round(0.75 * length)
-        one_of("config.method.masking", options.masking, ("random", "block"))
         if not 1 <= self.num_masked <= length:
             raise ConfigError(
                 f"config.method.num_masked={self.num_masked} must lie in 1..{length}, the number of patches"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import CountOrZero, Share, Side
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import masked_first, num_units_masked, unit_mask
 from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
@@ -26,9 +27,11 @@ from mim_jax.targets.pixels import normalise_locally, patchify, unpatchify
 
 @dataclasses.dataclass(frozen=True)
 class SimmimOptions:
-    mask_ratio: float = 0.6
-    unit: int | None = None  # side of a mask unit in cells; None = 2 patches of a ViT, 1 cell of a Swin
-    local_norm: int | None = None  # side of the square a target is relative to; 0 = raw; None = 47 of a Swin
+    mask_ratio: Share = 0.6
+    unit: Side | None = None  # side of a mask unit in cells; None = 2 patches of a ViT, 1 cell of a Swin
+    local_norm: CountOrZero | None = (
+        None  # side of the square a target is relative to; 0 = raw; None = 47 of a Swin
+    )
 
 
 class Simmim(Method):

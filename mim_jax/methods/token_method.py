@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError
+from mim_jax.config.kinds import Count, Text, Vocabulary, words
 from mim_jax.config.schema import Config
 from mim_jax.data import InputSpec
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
@@ -28,13 +29,13 @@ FREQUENCY_PRIOR = 1.0
 class TokenOptions:
     """Where token ids come from. Without `tokens` and `weights`, pixels fits a k-means at the start of the run."""
 
-    tokenizer: str = "pixels"  # pixels | kclip | vqkd | dalle
-    tokens: str = ""  # directory of a token cache (python -m mim_jax.tokenize)
-    weights: str = (
+    tokenizer: Annotated[str, words(*NAMES)] = "pixels"  # pixels | kclip | vqkd | dalle
+    tokens: Text = ""  # directory of a token cache (python -m mim_jax.tokenize)
+    weights: Text = (
         ""  # the tokenizer's file; with `tokens` its fingerprint is checked, without it runs in every step
     )
-    vocabulary: int = 8192
-    kmeans_patches: int = 200_000  # the k-means at the start sees at most so many patches
+    vocabulary: Vocabulary = 8192
+    kmeans_patches: Count = 200_000  # the k-means at the start sees at most so many patches
 
 
 class TokenMethod(Method):
@@ -47,7 +48,6 @@ class TokenMethod(Method):
 
     def __init__(self, config: Config, options: TokenOptions) -> None:
         super().__init__(config)
-        one_of("config.method.tokenizer", options.tokenizer, NAMES)
         if options.tokenizer != "pixels" and not options.tokens and not options.weights:
             raise ConfigError(
                 f"config.method.tokenizer={options.tokenizer} needs config.method.tokens=DIRECTORY, a token cache made by"

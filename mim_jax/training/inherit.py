@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, one_of
-from mim_jax.config.resolve import SWINS
 from mim_jax.config.schema import Config, resolved
+from mim_jax.config.variants import SWINS
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.rules import name_of
 from mim_jax.models.surgery import MODES, surgery

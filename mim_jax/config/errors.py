@@ -1,0 +1,43 @@
+"""A mistake of the user's: one sentence, and how it is printed."""
+
+import difflib
+import sys
+import unicodedata
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one sentence for the user."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the closest known word, '' where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def one_of(key: str, value: str, known: Iterable[str]) -> str:
+    """`value`, if it is known; else a ConfigError that lists what is and names the nearest."""
+    names = list(known)
+    if value not in names:
+        raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(names)}{nearest(value, names)}")
+    return value
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other control characters, and bytes that are no UTF-8, written as escapes.
+
+    A file name may hold any of them; a sentence, a title or a log line must not be split by one.
+    """
+    plain = "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
+        else character
+        for character in text
+    )
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def print_error(error: BaseException) -> None:
+    """The sentence of an error on stderr: the one place where all programs of mim_jax end on a mistake."""
+    print(f"mim_jax: {one_line(str(error))}", file=sys.stderr)
