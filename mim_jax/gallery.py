@@ -18,6 +18,7 @@ from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.methods.pixel_picture import draw_images
 from mim_jax.methods.protocol import View
 from mim_jax.targets.pixels import unpatchify
+from mim_jax.training.budget import check_memory
 from mim_jax.training.watching.log import say
 
 matplotlib.use("Agg")
@@ -68,6 +69,7 @@ def _method(config: Config, task: str, examples: int) -> BeyondMasking:
     )
     method = build_method(complete_options(resolved))
     assert isinstance(method, BeyondMasking)
+    check_memory(resolved, method)
     return method
 
 

@@ -20,6 +20,7 @@ from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
 from mim_jax.tokenizers.tokenizer import opened
+from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.inherit import inherit, with_encoder_of
 from mim_jax.training.keys import Purpose, example_keys
@@ -62,10 +63,12 @@ def run(config: Config, workdir: Path) -> int:
     _check_classes(config, train_source, test_source)
     method = build_method(config)
     check_evaluation(config, method)
+    check_memory(config, method)
     extras = _extras(method, train_source)
     mesh = make_mesh(config.mesh)
     tables = Tables(method, train_source, mesh)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    check_parameters(config, shapes)
     optimiser = make_optimiser(config, method.rules, shapes, len(train_source) / config.data.batch_size)
     loader = Loader(
         train_source,

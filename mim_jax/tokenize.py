@@ -54,6 +54,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
         "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
     )
     given, values = parser.parse_with_assignments(argv)
+    if given.batch_size < 1:
+        raise ConfigError(f"--batch_size={given.batch_size} must be at least 1")
     config = check(override(load(given.config), values))
     options = check_options(config)
     if not isinstance(options, TokenOptions):

@@ -5,6 +5,9 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 
+SHOWN = 120
+"""Characters of a value in a sentence."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one sentence for the user."""
@@ -20,8 +23,19 @@ def one_of(key: str, value: str, known: Iterable[str]) -> str:
     """`value`, if it is known; else a ConfigError that lists what is and names the nearest."""
     names = list(known)
     if value not in names:
-        raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(names)}{nearest(value, names)}")
+        raise ConfigError(
+            f"{key} is {shown(value)}, but must be one of {', '.join(names)}{nearest(value, names)}"
+        )
     return value
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is too long for a sentence."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from mim_jax.config.errors import ConfigError, one_of
+from mim_jax.config.errors import ConfigError, one_of, shown
 
 MOST = 2**31 - 1
 """No count is larger: steps, indices and sizes are int32 on the devices."""
@@ -27,11 +27,11 @@ class Range:
         """Raises ConfigError."""
         if value < self.low or (self.above and value == self.low):
             raise ConfigError(
-                f"{name}={value} must be {'above' if self.above else 'at least'} {self.low:.10g}"
+                f"{name}={shown(value)} must be {'above' if self.above else 'at least'} {self.low:.10g}"
             )
         if value > self.high or (self.below and value == self.high):
             raise ConfigError(
-                f"{name}={value} must be {'below' if self.below else 'at most'} {self.high:.10g}"
+                f"{name}={shown(value)} must be {'below' if self.below else 'at most'} {self.high:.10g}"
             )
 
 
@@ -55,7 +55,7 @@ class Characters:
     def check(self, name: str, value: str) -> None:
         """Raises ConfigError."""
         if "\0" in value:
-            raise ConfigError(f"{name}={value!r} holds a null character, which no path or name can")
+            raise ConfigError(f"{name}={shown(value)} holds a null character, which no path or name can")
         if len(value.strip()) < self.least:
             raise ConfigError(f"{name} is empty: give it a value, or leave it out")
 
@@ -71,11 +71,13 @@ class Values:
     def check(self, name: str, value: tuple[Any, ...]) -> None:
         """Raises ConfigError."""
         if len(value) < self.least:
-            raise ConfigError(f"{name}={value} must hold at least {self.least} value{'s' * (self.least > 1)}")
+            raise ConfigError(
+                f"{name}={shown(value)} must hold at least {self.least} value{'s' * (self.least > 1)}"
+            )
         if self.different and len(set(value)) < len(value):
-            raise ConfigError(f"{name}={value} must hold different values")
+            raise ConfigError(f"{name}={shown(value)} must hold different values")
         if self.rising and any(later < earlier for earlier, later in itertools.pairwise(value)):
-            raise ConfigError(f"{name}={value} must rise: the smaller value comes first")
+            raise ConfigError(f"{name}={shown(value)} must rise: the smaller value comes first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,8 @@ def conform(name: str, value: Any, hint: Any) -> Any:
     fitting = [option for option in options if _is_kind(value, option)]
     if not fitting:
         wanted = " or ".join(_describe(option) for option in options)
-        raise ConfigError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+        got = "nothing" if value is None else f"{shown(value)} ({type(value).__name__})"
+        raise ConfigError(f"{name} must be {wanted}, got {got}")
     hint = fitting[0]
     checks: list[Any] = []
     if typing.get_origin(hint) is Annotated:
@@ -144,12 +147,12 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         except OverflowError as error:
             raise ConfigError(f"{name} is too large a number") from error
         if not math.isfinite(value):
-            raise ConfigError(f"{name}={value} must be a finite number")
+            raise ConfigError(f"{name}={shown(value)} must be a finite number")
     elif typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
         each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         if len(each) != len(value):
-            raise ConfigError(f"{name}={tuple(value)} must hold {len(each)} values, not {len(value)}")
+            raise ConfigError(f"{name}={shown(tuple(value))} must hold {len(each)} values, not {len(value)}")
         value = tuple(conform(name, part, kind) for part, kind in zip(value, each, strict=True))
     elif hint is tuple:
         value = tuple(value)

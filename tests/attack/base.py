@@ -50,12 +50,11 @@ def prepare(folder: Path) -> None:
 
 def _make(folder: Path) -> None:
     from mim_jax import fit_tokenizer, pretrain, tokenize
-    from mim_jax.config.arguments import assignments
     from mim_jax.config.check import check
     from mim_jax.config.files import load, override
 
     more = ("checkpoint.every_steps=1", "checkpoint.keep_last=9")
-    given = assignments([f"--config.{text}" for text in (*SMALL, *MAPET, *more)])
+    given = dict(text.split("=", 1) for text in (*SMALL, *MAPET, *more))
     finished, stopped = folder / FINISHED, folder / STOPPED
     assert pretrain.run(check(override(load(str(config_file("mapet"))), given)), finished) == 0
     shutil.copytree(finished, stopped)

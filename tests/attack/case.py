@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,7 @@ def main(argv: Sequence[str]) -> Act:
     def act() -> object:
         from mim_jax import main as front_door
 
-        sys.argv = ["mim_jax.main", *argv]  # ml_collections looks for overrides there, whatever it is given
-        return front_door.run(sys.argv)
+        return front_door.run(["mim_jax.main", *argv])
 
     return act
 
