@@ -325,7 +325,7 @@ KEYS = [
         ("--config._fields=1", "unknown key"),
         ("--config.lock=1", "unknown key"),
         ("--config.items=1", "unknown key"),
-        ("--wrkdir=x", r"unknown option --wrkdir; did you mean --workdir\?"),
+        ("--wrkdir=x", r"unknown option --wrkdir=x; did you mean --workdir\?"),
         ("--overwrite=yes", "overwrite"),
         ("-x", "unknown option -x"),
         ("demo", "unexpected argument 'demo'"),
