@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
                 if name.startswith("-"):
                     close = difflib.get_close_matches(name, known, n=1)
                     raise ConfigError(
-                        f"unknown option {name}{f'; did you mean {close[0]}?' if close else ''}"
+                        f"unknown option {argument}{f'; did you mean {close[0]}?' if close else ''}"
                     )
                 raise ConfigError(f"unexpected argument {argument!r}: options are written --config.key=value")
             if not equals:
