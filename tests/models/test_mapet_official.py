@@ -14,6 +14,7 @@ from mim_jax.models.masked_predictor import MaskedPredictor
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
+from tests.jacobians import jacobian
 
 CONTEXT, SLOTS, TARGETS = 5, 17, 12
 CONFIG = ViTConfig(image_size=(64, 64), patch=16, width=32, depth=3, heads=4, layer_scale=0.1)
@@ -175,8 +176,8 @@ def test_jacobian_of_the_first_example(case: Case) -> None:
     def energy(image: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(case.logits(case.params, image)), axis=-1)[0]
 
-    jacobian = jax.jacrev(energy)(case.image)[:, 0]  # [P, H, W, 3]
-    largest = np.asarray(jnp.max(jnp.abs(patchify(jacobian, 16)), axis=-1))  # [P, L]
+    slopes = jacobian(energy, case.image)[:, 0]  # [P, H, W, 3]
+    largest = np.asarray(jnp.max(jnp.abs(patchify(slopes, 16)), axis=-1))  # [P, L]
     allowed = case.f["jac_allowed"]
     assert (largest[~allowed] == 0.0).all() and largest[allowed].min() > 0.1
     scale = case.f["jac_sample0"].max()
