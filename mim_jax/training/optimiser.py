@@ -1,9 +1,11 @@
 """AdamW by a method's rules, and the learning rate as a function of the step."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mim_jax.config.check import one_of
@@ -20,16 +22,32 @@ def learning_rate(step: jax.Array, config: Config, steps_per_epoch: float) -> ja
     warm-up replacing its beginning (timm, MaPeT; spec mapet.md 9). `schedule.per_epoch` holds the rate for an epoch.
     """
     s, peak = config.schedule, resolved(config.optim.lr)
+    warmup = resolved(s.warmup_steps)
+    start = float(warmup) if s.cosine_from == "warmup" else 0.0
+    done, left = _clock(step, s.epochs, steps_per_epoch, held=s.per_epoch)
+    remaining = jnp.clip(left / max(s.epochs * steps_per_epoch - start, 1e-9), 0.0, 1.0)
+    # (1 + cos(pi x)) / 2 with x = 1 - remaining; written so, it would lose all its digits at the end of a run in float32.
+    cosine = s.min_lr + (peak - s.min_lr) * jnp.square(jnp.sin(0.5 * jnp.pi * remaining))
+    rising = s.warmup_lr + done * (peak - s.warmup_lr) / max(warmup, 1e-9)
+    return jnp.where(done < warmup, rising, cosine)
+
+
+def _clock(
+    step: jax.Array, epochs: float, steps_per_epoch: float, *, held: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Steps done and steps left of `epochs`, float32 at least; held: as they were when the epoch of `step` began.
+
+    Whole numbers are subtracted before anything is rounded to float32: half a million steps have no digit left for a fraction.
+    """
     wide = jnp.promote_types(jnp.result_type(float), jnp.float32)
-    clock = jnp.asarray(step, wide)
-    if s.per_epoch:  # the small term keeps 3 * (1 / 3) in epoch 1
-        clock = jnp.floor(clock / steps_per_epoch + 1e-6) * steps_per_epoch
-    length, warmup = s.epochs * steps_per_epoch, float(resolved(s.warmup_steps))
-    start = warmup if s.cosine_from == "warmup" else 0.0
-    progress = jnp.clip((clock - start) / max(length - start, 1e-9), 0.0, 1.0)
-    cosine = s.min_lr + 0.5 * (peak - s.min_lr) * (1.0 + jnp.cos(jnp.pi * progress))
-    rising = s.warmup_lr + clock * (peak - s.warmup_lr) / max(warmup, 1e-9)
-    return jnp.where(clock < warmup, rising, cosine)
+    if held:
+        # The first step of every epoch; the small term keeps step 3 of 1 / 3 step an epoch in epoch 1.
+        starts = np.ceil(np.arange(1, math.ceil(epochs) + 1) * steps_per_epoch - 1e-6).astype(np.int32)
+        epoch = jnp.searchsorted(starts, step, side="right").astype(wide)
+        return epoch * steps_per_epoch, (epochs - epoch) * steps_per_epoch
+    whole = math.floor(epochs * steps_per_epoch)
+    fraction = epochs * steps_per_epoch - whole
+    return jnp.asarray(step, wide), jnp.asarray(whole - step, wide) + fraction
 
 
 def make_optimiser(

@@ -70,6 +70,28 @@ def test_per_epoch_holds_the_rate() -> None:
     assert held[0] == pytest.approx(1.509e-4, rel=1e-9)
 
 
+@pytest.mark.parametrize("per_epoch", [False, True])
+def test_the_end_of_the_cosine_keeps_its_digits_in_float32(per_epoch: bool) -> None:
+    """At 1599.9 of 1600 epochs of ImageNet, 500,400 steps, the float32 rate is the float64 one to 1e-6 of itself."""
+    per_epoch_steps = 312.75
+    config = schedule(
+        small_config(),
+        epochs=1600,
+        warmup=40,
+        lr=2.4e-3,
+        min_lr=0.0,
+        cosine_from="warmup",
+        per_epoch=per_epoch,
+    )
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, warmup_steps=12510))
+    steps = [12510, 250_200, 499_000, 500_086, 500_087, 500_368, 500_398, 500_399]
+    compiled = jax.jit(lambda step: learning_rate(step, config, per_epoch_steps))
+    ours = np.array([float(compiled(jnp.int32(step))) for step in steps])
+    epochs = np.floor(np.array(steps) / per_epoch_steps) if per_epoch else np.array(steps) / per_epoch_steps
+    exact = 2.4e-3 * np.sin(0.5 * np.pi * np.clip((1600 - epochs) / 1560, 0, 1)) ** 2
+    np.testing.assert_allclose(ours, exact, rtol=1e-6)
+
+
 def test_official_rates() -> None:
     official = official_optimisers()
     for case in official["mapet"]["lr"]:
