@@ -90,7 +90,8 @@ class Classify(Method):
 
     @property
     def rules(self) -> Rules:
-        """The encoder as in MAE; kernels decay, tokens, positions and one-dimensional parameters do not."""
+        """The encoder as in MAE. Kernels and a ViT's relative position tables decay, as in the official lists (two
+        dimensions, no entry in the list of exceptions); tokens, positions and one-dimensional parameters do not."""
         head = truncated_normal(self.options.head_std, 2.0)
         frozen = ((r"^encoder/", self.options.probe), (r".", False))
         if isinstance(self.net, SwinConfig):
@@ -110,7 +111,7 @@ class Classify(Method):
                 (r"scale$", ones),
                 (r"(bias|table)$", zeros),
             ),
-            decay=((r"kernel$", True), (r".", False)),
+            decay=((r"(kernel|table)$", True), (r".", False)),
             frozen=frozen,
             layers=vit_layers(self.vit.depth),
             last_layer=self.vit.depth + 1,
