@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense
+from mim_jax.models.layers import Dense, add_parameter
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.vit import Trunk, ViT, ViTConfig
 
@@ -64,8 +64,8 @@ class EncoderDecoder(nn.Module):
         # Pixels are gathered before the projection: thrown and hidden ones cost nothing, and no scatter comes back.
         embedded = self.encoder.embed(take_rows(patches, visible))
         at = jnp.broadcast_to(positions[:, prefix:], (visible.shape[0], *positions[:, prefix:].shape[1:]))
-        rows = embedded + take_rows(at, visible).astype(embedded.dtype)
-        first = self.encoder.cls_row(rows) + positions[:, :prefix].astype(rows.dtype)
+        rows = add_parameter(embedded, take_rows(at, visible))
+        first = add_parameter(self.encoder.cls_row(rows), positions[:, :prefix])
         rows = jnp.concatenate([first, rows], axis=1)
         return self.encoder.final_norm(self.encoder.run(rows, drop_keys=drop_keys)[-1])
 
@@ -80,10 +80,10 @@ class EncoderDecoder(nn.Module):
         table = jnp.broadcast_to(
             self.decoder.positions(), (visible.shape[0], *self.decoder.positions().shape[1:])
         )
-        positions = table.astype(rows.dtype)
-        seen = rows[:, prefix:] + take_rows(positions, visible + prefix)
-        masks = self.mask_token.astype(rows.dtype) + take_rows(positions, hidden + prefix)
-        return jnp.concatenate([rows[:, :prefix] + positions[:, :prefix], seen, masks], axis=1)
+        first = add_parameter(rows[:, :prefix], table[:, :prefix])
+        seen = add_parameter(rows[:, prefix:], take_rows(table, visible + prefix))
+        masks = (self.mask_token + take_rows(table, hidden + prefix)).astype(rows.dtype)
+        return jnp.concatenate([first, seen, masks], axis=1)
 
     def predict_hidden(
         self,

@@ -1,6 +1,10 @@
 """The small parts of every transformer here: dense, layer norm, GELU, MLP, LayerScale, drop path.
 
 Parameters are float32 (or the precision given); `dtype` is that of the computation, None = that of the input.
+
+The gradient of a parameter that is broadcast over batch and tokens is a sum over them, in the dtype in which the parameter
+was broadcast. A running sum in bfloat16 stands still at 256 times its next summand, so parameters are broadcast in their own
+precision (`add_parameter`, `broadcast_parameter`), and kernels have their gradients accumulated in it (`matmul`).
 """
 
 import flax.linen as nn
@@ -9,24 +13,69 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """x [..., in] @ kernel [in, out] + bias, as one 2-D product.
+def wide_dtype(x: jax.Array) -> jnp.dtype:
+    """The dtype to accumulate values of `x` in: float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
-    The gradient of a product over three dimensions is copied and transposed by XLA on CPU (21 ms become 38 ms for a
-    ViT's first MLP layer), so the leading dimensions are flattened first.
+
+def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """x + parameter (broadcast), added in float32 at least and rounded to the dtype of `x` once."""
+    return (x.astype(wide_dtype(x)) + parameter).astype(x.dtype)
+
+
+def broadcast_parameter(parameter: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    """The parameter broadcast in its own precision, then in `dtype`."""
+    return jnp.broadcast_to(parameter, shape).astype(dtype)
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] @ kernel [in, out] of a wider dtype, in the dtype of `x`.
+
+    All three products (this one and the two of the backward pass) take inputs of the dtype of `x` and accumulate in float32.
+    The kernel's gradient leaves the product in the kernel's dtype: it is neither rounded before it is summed over devices nor
+    reduced in bfloat16.
     """
-    out = x.reshape(-1, x.shape[-1]) @ kernel
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    leading = tuple(range(x.ndim - 1))
+    to_input = jax.lax.dot_general(cotangent, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+    to_kernel = jax.lax.dot_general(
+        x, cotangent, ((leading, leading), ((), ())), preferred_element_type=kernel.dtype
+    )
+    return to_input, to_kernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def dense(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """x [..., in] @ kernel [in, out] + bias, computed in `dtype` (None = the common dtype of all three).
+
+    In float32 (CPUs) the leading dimensions are flattened first: XLA's CPU compiler copies and transposes the gradient of a
+    product over three dimensions (21 ms become 38 ms for a ViT's first MLP layer). In bfloat16 (accelerators) they are not:
+    there the reshape is a copy (docs/decisions.md).
+    """
+    dtype = dtype or jnp.result_type(x, kernel, *([] if bias is None else [bias]))
+    x = x.astype(dtype)
+    if jnp.promote_types(dtype, kernel.dtype) != dtype:
+        out = matmul(x, kernel)
+        return out if bias is None else add_parameter(out, bias)
+    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(dtype)
     if bias is not None:
-        out = out + bias
+        out = out + bias.astype(dtype)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def promoted(
-    dtype: DTypeLike | None, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Input and parameters in the computation's dtype; None = their common one."""
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
-    return x, kernel, bias
 
 
 class Dense(nn.Module):
@@ -40,7 +89,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        return dense(*promoted(self.dtype, x, kernel, bias))
+        return dense(x, kernel, bias, self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -53,7 +102,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x))
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         out = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
@@ -96,7 +145,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
-        return x * gamma.astype(x.dtype)
+        return (x.astype(wide_dtype(x)) * gamma).astype(x.dtype)
 
 
 def drop_path(branch: jax.Array, rate: float, keys: jax.Array | None, salt: int) -> jax.Array:

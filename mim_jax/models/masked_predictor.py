@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense
+from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViT, ViTConfig
 
@@ -61,7 +61,7 @@ class MaskedPredictor(nn.Module):
         embedded = self.encoder.embed(take_rows(patches, place - 1))
         at = layout.targets
         real = jnp.concatenate([embedded[:, :at], self.encoder.cls_row(embedded), embedded[:, at:]], axis=1)
-        real = real + positions.astype(real.dtype)
+        real = add_parameter(real, positions)
         queries = (self.mask_token + positions[:, : layout.targets]).astype(real.dtype)
         rows = jnp.concatenate([real, queries, queries] if layout.mask_tokens else [real, queries], axis=1)
         out = self.encoder.run(
@@ -86,9 +86,10 @@ class MaskedPredictor(nn.Module):
             [B, P, outputs], in the order of `targets`.
         """
         embedded = self.encoder.embed(patches)
-        embedded = jnp.where(mask[..., None], self.mask_token.astype(embedded.dtype), embedded)
+        hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
+        embedded = jnp.where(mask[..., None], hidden, embedded)
         rows = jnp.concatenate([self.encoder.cls_row(embedded), embedded], axis=1)
-        rows = rows + self.encoder.positions().astype(rows.dtype)
+        rows = add_parameter(rows, self.encoder.positions())
         out = self.encoder.run(rows, drop_keys=drop_keys)[-1]
         return self.head(self.encoder.final_norm(take_rows(out, targets + self.config.prefix)))
 
@@ -108,9 +109,9 @@ class MaskedPredictor(nn.Module):
         positions = self.encoder.positions()
         table = jnp.broadcast_to(positions, (len(patches), *positions.shape[1:]))
         seen = self.encoder.embed(take_rows(patches, visible))
-        masks = jnp.broadcast_to(self.mask_token, (*hidden.shape, self.config.width)).astype(seen.dtype)
-        rows = jnp.concatenate([seen, masks], axis=1) + take_rows(table, order).astype(seen.dtype)
-        first = self.encoder.cls_row(rows) + positions[:, :prefix].astype(rows.dtype)
+        masks = broadcast_parameter(self.mask_token, (*hidden.shape, self.config.width), seen.dtype)
+        rows = add_parameter(jnp.concatenate([seen, masks], axis=1), take_rows(table, order))
+        first = add_parameter(self.encoder.cls_row(rows), positions[:, :prefix])
         slots = jnp.concatenate([jnp.zeros((len(patches), prefix), order.dtype), order], axis=1)
         out = self.encoder.run(
             jnp.concatenate([first, rows], axis=1),

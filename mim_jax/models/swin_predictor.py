@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense
+from mim_jax.models.layers import Dense, broadcast_parameter
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.swin import Swin, SwinConfig
 
@@ -47,7 +47,8 @@ class SwinPredictor(nn.Module):
             [B, M, outputs], in the order of `targets`.
         """
         embedded = self.encoder.embed(patches)
-        embedded = jnp.where(mask[..., None], self.mask_token.astype(embedded.dtype), embedded)
+        hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
+        embedded = jnp.where(mask[..., None], hidden, embedded)
         out = self.encoder.run(embedded, drop_keys=drop_keys)[-1]
         return self.head(self.encoder.final_norm(take_rows(out, targets)))
 

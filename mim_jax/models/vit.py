@@ -12,7 +12,15 @@ from jax.typing import DTypeLike
 from mim_jax.models.attention import Attention, Mask
 from mim_jax.models.bands import last_rows
 from mim_jax.models.geometry import AttentionGeometry
-from mim_jax.models.layers import Dense, LayerNorm, LayerScale, Mlp, drop_path
+from mim_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    LayerScale,
+    Mlp,
+    add_parameter,
+    broadcast_parameter,
+    drop_path,
+)
 from mim_jax.models.positions import RelativePositionBias, bias_of_rows, sincos_1d, sincos_2d
 
 Params = dict[str, Any]
@@ -256,13 +264,13 @@ class ViT(Trunk):
         """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
         if not self.config.cls:
             return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
-        return jnp.broadcast_to(self.cls_token, (like.shape[0], 1, self.config.width)).astype(like.dtype)
+        return broadcast_parameter(self.cls_token, (like.shape[0], 1, self.config.width), like.dtype)
 
     def tokens(self, patches: jax.Array) -> jax.Array:
         """All slots of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
         x = self.embed(patches)
         x = jnp.concatenate([self.cls_row(x), x], axis=1)
-        return x + self.positions().astype(x.dtype)
+        return add_parameter(x, self.positions())
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
         """Whole images as patches [B, L, p p 3] to the normed slots [B, N, D]."""

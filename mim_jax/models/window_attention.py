@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mim_jax.models.attention import Projections
-from mim_jax.models.layers import Dense
+from mim_jax.models.attention import Projections, query_key_products
+from mim_jax.models.layers import Dense, wide_dtype
 from mim_jax.models.positions import RelativePositionBias, relative_index
 from mim_jax.models.swin_config import SwinConfig
 from mim_jax.models.windows import SHIFT_MASK, cut, join, log_offsets, shift_regions
@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
 
     def _logits(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """Of [B * windows, heads, tokens, d], in float32 at least; position bias and shift mask added."""
-        wide = jnp.promote_types(q.dtype, jnp.float32)
+        wide = wide_dtype(q)
         if self.config.version == 1:
             q, bias = q * q.shape[-1] ** -0.5, self.relative_position_bias()
         else:
@@ -77,7 +77,7 @@ class WindowAttention(nn.Module):
             dtype = q.dtype
             q, k = (_unit(q.astype(wide)) * scale).astype(dtype), _unit(k.astype(wide)).astype(dtype)
             bias = self.position_bias(wide)
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide) + bias
+        logits = query_key_products(q, k) + bias
         regions = shift_regions(self.plan)
         if regions is None:
             return logits

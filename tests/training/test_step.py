@@ -13,14 +13,9 @@ from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
 from mim_jax.training.step import gradients, make_train_step
+from tests.meshes import mesh_of
 
 STEPS = 20
-
-
-def mesh_of(devices: int, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-    shape = (devices // (fsdp * tensor), fsdp, tensor)
-    axes = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=axes, devices=jax.devices()[:devices])
 
 
 def train(mesh: jax.sharding.Mesh, steps: int = STEPS, overrides: dict | None = None):
