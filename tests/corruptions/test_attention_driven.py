@@ -203,3 +203,8 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     whole = jax.vmap(ops.scores_from_weights)(keys, weights)
     single = jnp.stack([ops.scores_from_weights(k, w) for k, w in zip(keys, weights, strict=True)])
     np.testing.assert_array_equal(whole, single)
+
+
+def test_equal_scores_go_by_index_in_descending_order() -> None:
+    masked, thrown, visible = ops.partition(jnp.asarray([1.0, 2.0, 2.0, 1.0, 2.0, 1.0, 0.0]), 2, 2)
+    assert masked.tolist() == [1, 2] and thrown.tolist() == [4, 0] and visible.tolist() == [3, 5, 6]

@@ -14,6 +14,7 @@ from mim_jax.corruptions.masking import (
     masked_first,
     num_kept,
     random_mask,
+    split_by_noise,
     top_up,
 )
 
@@ -98,3 +99,23 @@ def test_blocks_are_blocks() -> None:
     keys = jax.random.split(jax.random.key(2), 200)
     masks = np.asarray(jax.vmap(lambda key: block_mask(key, (14, 14), 98))(keys)).reshape(-1, 14, 14)
     assert (masks[:, 1:] == masks[:, :-1]).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratio", "kept"), [(196, 0.75, 49), (100, 0.9, 9), (64, 0.75, 16), (10, 0.65, 3), (7, 0.5, 3)]
+)
+def test_counts_are_truncated_in_double_arithmetic_as_the_release_does(
+    patches: int, ratio: float, kept: int
+) -> None:
+    """int(100 * (1 - 0.9)) is 9: the product is 9.999999999999998."""
+    assert num_kept(patches, ratio) == kept
+
+
+def test_equal_noise_goes_by_index() -> None:
+    """Ties are broken as torch's stable argsort breaks them: the first patches are visible, the last are hidden."""
+    flat = jnp.zeros((2, 12))
+    visible, hidden = split_by_noise(flat, 5)
+    assert visible.tolist() == [list(range(5))] * 2 and hidden.tolist() == [list(range(5, 12))] * 2
+    assert mask_from_noise(flat, 7).tolist() == [[False] * 5 + [True] * 7] * 2
+    first, rest = masked_first(jnp.asarray([False, True, True, False, True]), 3)
+    assert first.tolist() == [1, 2, 4] and rest.tolist() == [0, 3]

@@ -282,3 +282,29 @@ def test_several_labels_an_image() -> None:
     assert np.all(np.asarray(slope)[~kept] == 0) and np.all(np.asarray(slope)[kept] != 0)
     with pytest.raises(ConfigError, match="mixup, cutmix and label_smoothing"):
         classifier(method__multi_label=True, method__mixup=0.8)
+
+
+def test_the_probes_normalisation_is_torchs_with_the_published_epsilon() -> None:
+    """BatchNorm1d(affine=False, eps=1e-6) on features whose variance is as small as that epsilon."""
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    method = probe()
+    features = (1e-3 * np.random.default_rng(0).normal(size=(16, method.width))).astype(np.float32)
+    params = jax.jit(method.init_params)(jax.random.key(0))
+    kernel = np.eye(method.width, 4, dtype=np.float32)
+    params = {**params, "head": {"kernel": kernel, "bias": np.zeros(4, np.float32)}}
+    mean, variance = features.mean(axis=0), features.var(axis=0)
+    ours = method.apply(params, features, mean, variance, method="classify")
+    norm = torch.nn.BatchNorm1d(method.width, affine=False, eps=1e-6)
+    np.testing.assert_allclose(ours, norm(torch.tensor(features)).numpy()[:, :4], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", ["shared", "per_block"])
+def test_relative_position_tables_of_a_vit_decay(bias: str) -> None:
+    """Two dimensions and no entry in the official lists of exceptions: they decay; a Swin's are excepted by name."""
+    method = small_method("supervised", {"model.relative_bias": bias, "method.num_classes": 4})
+    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    decays = zip(
+        jax.tree.leaves(names(shapes)), jax.tree.leaves(map_rules(method.rules.decay, shapes)), strict=True
+    )
+    tables = {name: yes for name, yes in decays if name.endswith("/table")}
+    assert len(tables) == (2 if bias == "per_block" else 1) and all(tables.values())

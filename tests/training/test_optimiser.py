@@ -155,15 +155,35 @@ def test_frozen_parameters_neither_move_nor_count_in_the_norm() -> None:
     assert norm > 0.5 and abs(float(with_held["a"]["bias"][0]) - 0.7) < 1e-3
 
 
-def test_adamw_is_torchs() -> None:
+def torch_groups(torch, rates: dict[str, float], decays: dict[str, float]):
+    """The parameters "a/kernel" and "a/bias" for torch's AdamW: name -> tensor, and a group for each."""
+    tensors = {
+        "kernel": torch.nn.Parameter(torch.tensor([[3.0, 4.0]])),
+        "bias": torch.nn.Parameter(torch.tensor([1.0])),
+    }
+    groups = [{"params": [t], "lr": rates[n], "weight_decay": decays[n]} for n, t in tensors.items()]
+    return tensors, groups
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_adamw_is_torchs(layer_decay: float) -> None:
+    """Gradients that change sign and size, betas that differ, an epsilon that matters, decay scaled by the layer's rate."""
     torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-    kernel = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
-    bias = torch.nn.Parameter(torch.tensor([1.0]))
-    groups = [{"params": [kernel], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0.0}]
-    oracle = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
-    for _ in range(5):
-        kernel.grad, bias.grad = torch.tensor([[0.6, 0.8]]), torch.tensor([2.0])
+    options = dict(beta1=0.8, beta2=0.95, eps=1e-2, weight_decay=0.3, layer_decay=layer_decay)
+    config = schedule(small_config(), epochs=10, warmup=0, lr=0.1, min_lr=0.1)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, clip_norm=None, **options))
+    rules = dataclasses.replace(RULES, layers=(("kernel$", 1), (".", 3)), last_layer=3)
+    optimiser = make_optimiser(config, rules, PARAMS, 1.0)
+    params, state = PARAMS, optimiser.init(PARAMS)
+    rates = {"kernel": 0.1 * layer_decay**2, "bias": 0.1}
+    tensors, groups = torch_groups(torch, rates, {"kernel": 0.3, "bias": 0.0})
+    oracle = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-2)
+    for step in range(6):
+        factor = np.float32([1.0, -0.3, 0.02, 0.5, -1.0, 0.1][step])
+        updates, state = optimiser.update(jax.tree.map(lambda g, f=factor: g * f, GRADS), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(np.asarray(GRADS["a"][name]) * factor)
         oracle.step()
-    ours = updated(None, steps=5)
-    np.testing.assert_allclose(ours["a"]["kernel"], kernel.detach().numpy(), rtol=1e-5)
-    np.testing.assert_allclose(ours["a"]["bias"], bias.detach().numpy(), rtol=1e-5)
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(params["a"][name], tensor.detach().numpy(), rtol=1e-5)
