@@ -1,0 +1,272 @@
+"""A directory for one process at a time: lock.json in it names who has it.
+
+On a disk the kernel's lock (flock) decides: it ends with its process, however that ends, so a dead one blocks nobody on its own
+machine. It does not reach other machines on every network disk, and buckets have none: there the holder renews the file, and one that
+has not been renewed for LOST seconds is a dead one's.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from etils import epath
+
+from mim_jax.storage.files import StorageError, is_bucket, write_json
+
+FILE = "lock.json"
+BEAT = 20.0
+LOST = 300.0
+"""Seconds between two renewals, and after which a holder on another machine counts as dead."""
+SETTLED = 2.0
+"""Seconds after which, where there is no flock, the last of several writers is the one that has it."""
+MOST_BYTES = 65_536
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class Lock:
+    """Held from `acquire` to `release`; a context manager that does both.
+
+    Args:
+        file: the lock's file, in a directory that exists.
+        of: what is locked, as the error calls it.
+        settled: as SETTLED.
+    """
+
+    def __init__(self, file: str | os.PathLike[str], of: str, *, settled: float = SETTLED) -> None:
+        self._file, self._of, self._settled = epath.Path(file), of, settled
+        self._descriptor: int | None = None
+        self._owner: dict[str, Any] = {}
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        """Takes it, or raises StorageError naming the process that has it."""
+        owner = this_process()
+        if is_bucket(self._file):
+            self._refuse_alive(self._read(), owner)
+            self._claim_without_flock(owner)
+        else:
+            self._acquire_on_disk(owner)
+        self._owner = owner
+        self._end.clear()
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+        self._thread.start()
+
+    def moved(self, file: str | os.PathLike[str]) -> None:
+        """Says where the lock's file is now, after its directory got another name."""
+        self._file = epath.Path(file)
+
+    def release(self) -> None:
+        """Gives it back; its file goes."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._owner and _same_owner(self._read(), self._owner):
+            self._file.unlink(missing_ok=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._owner = {}
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _acquire_on_disk(self, owner: dict[str, Any]) -> None:
+        """With flock, where the disk has it; a file that another process removed meanwhile is not the lock any more."""
+        while True:
+            descriptor = _open(self._file)
+            try:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locked = True
+                except BlockingIOError:
+                    raise self._refusal(self._holder()) from None
+                except OSError as error:
+                    if error.errno not in _NO_FLOCK:
+                        raise
+                    locked = False
+                if not _is_at(descriptor, self._file):
+                    continue
+                self._refuse_alive(self._read(), owner, flock=locked)
+                if locked:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(owner, indent=1).encode(), 0)
+                    self._descriptor, descriptor = descriptor, -1
+                    return
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._claim_without_flock(owner)
+            return
+
+    def _claim_without_flock(self, owner: dict[str, Any]) -> None:
+        """Of several that write at once the last is the one that has it; the others see that."""
+        write_json(self._file, owner)
+        time.sleep(self._settled)
+        found = self._read()
+        if not _same_owner(found, owner):
+            raise self._refusal(found)
+
+    def _refuse_alive(self, other: dict[str, Any], owner: dict[str, Any], *, flock: bool = False) -> None:
+        """Raises StorageError where the owner that the file names lives. flock: the kernel has just said that none here does."""
+        if not other:
+            return
+        if other.get("host") == owner["host"]:
+            if flock or other.get("boot") != owner["boot"]:
+                return  # dead, or of before this machine was started
+            if started_at(_pid(other)) != other.get("process_started"):
+                return  # dead; its number may be another's by now
+            raise self._refusal(other)
+        silent = self._silence(other)
+        if silent < LOST:
+            raise self._refusal(other, silent)
+
+    def _silence(self, other: dict[str, Any]) -> float:
+        """Seconds since another machine's process has renewed the file, by the clock of the disk it lies on."""
+        if is_bucket(self._file):
+            beat = other.get("beat")
+            return time.time() - beat if isinstance(beat, int | float) else LOST
+        renewed = os.stat(self._file).st_mtime
+        probe = pathlib.Path(self._file).with_name(f".{self._file.name}.clock-{os.getpid()}")
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.fstat(descriptor).st_mtime - renewed
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+
+    def _refusal(self, other: dict[str, Any], silent: float | None = None) -> StorageError:
+        who = (
+            f"process {other.get('pid')} on {other.get('host')} since {other.get('since')} ({other.get('command')})"
+            if other
+            else "another process"
+        )
+        remedy = "wait for it or stop it, or name another place"
+        if silent is not None:
+            remedy += (
+                f"; it was last heard of {max(0.0, silent):.0f} s ago, and {LOST:.0f} s after its last sign of life"
+                f" it counts as dead (or, if you know that it is, delete {self._file})"
+            )
+        return StorageError(f"{self._of} is in use by {who}: {remedy}")
+
+    def _holder(self) -> dict[str, Any]:
+        """Who has flock: it writes its name a moment after."""
+        for _ in range(20):
+            found = self._read()
+            if found and started_at(_pid(found)) == found.get("process_started"):
+                break
+            time.sleep(0.05)
+        return found
+
+    def _read(self) -> dict[str, Any]:
+        """What the file says; empty where it says nothing that can be understood."""
+        try:
+            if is_bucket(self._file):
+                content = self._file.read_bytes() if self._file.exists() else b""
+            else:
+                descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+                with open(descriptor, "rb") as stream:
+                    content = stream.read(MOST_BYTES)
+            found = json.loads(content)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) and isinstance(found.get("host"), str) and _pid(found) else {}
+
+    def _renew(self) -> None:
+        while not self._end.wait(BEAT):
+            try:
+                if self._descriptor is not None:
+                    os.utime(self._descriptor)
+                else:
+                    write_json(self._file, {**self._owner, "beat": time.time()})
+            except (OSError, StorageError) as error:
+                print(f"mim_jax: the lock {self._file} could not be renewed ({error})", file=sys.stderr)
+
+
+def this_process() -> dict[str, Any]:
+    """Who we are, as a lock says it."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "process_started": started_at(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "beat": time.time(),
+        "command": " ".join(shlex.join(sys.orig_argv[-12:] or sys.argv).split())[:500],
+    }
+
+
+def started_at(pid: int) -> str | None:
+    """When a living process of this machine was started, as a number of the kernel's; None without such a process.
+
+    Where the kernel does not say when, "alive".
+    """
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return text.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        if pathlib.Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid or os.getpid(), 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return "alive"
+    return "alive"
+
+
+def _pid(owner: dict[str, Any]) -> int:
+    pid = owner.get("pid")
+    return pid if isinstance(pid, int) and pid > 0 else 0
+
+
+def _boot() -> str:
+    """Names this machine since it was started; '' where that cannot be known."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _open(file: epath.Path) -> int:
+    try:
+        descriptor = os.open(
+            file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666
+        )
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise StorageError(f"{file} cannot be written: {reason}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StorageError(f"{file} is not a regular file: remove it")
+    return descriptor
+
+
+def _is_at(descriptor: int, file: epath.Path) -> bool:
+    try:
+        there, here = os.lstat(file), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _same_owner(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("host", "boot", "pid", "process_started", "since"))
