@@ -1,14 +1,16 @@
 """A page that shows what the codes of a tokenizer stand for: patches of images by code, and how often each code is used."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jinja2
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from etils.epath import Path
 
 from mim_jax.data import InputSpec, Source, evaluation_batches
+from mim_jax.storage import write_text
 from mim_jax.tokenizers.usage import usage_and_perplexity
 from mim_jax.training.watching.report import data_uri
 
@@ -58,7 +60,7 @@ def write_codes_report(
 ) -> None:
     """Writes the page: one file, opens offline. counts: int [V], how often each code was given."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
@@ -75,7 +77,7 @@ def write_codes_report(
         usage=data_uri(_usage(counts)),
         codes=data_uri(_codes(examples)),
     )
-    path.write_text(page)
+    write_text(path, page)
 
 
 def _usage(counts: Counts) -> Figure:

@@ -9,6 +9,7 @@ no torch.
 """
 
 import argparse
+import os
 import re
 import sys
 import warnings
@@ -22,6 +23,7 @@ import numpy as np
 from mim_jax.config.errors import print_error
 from mim_jax.interop.files import WeightsError, existing, plain, write_weights
 from mim_jax.interop.torchscript import is_torchscript, read_torchscript
+from mim_jax.storage import StorageError, local, located
 
 USUAL_KEYS = ("model", "state_dict", "module")
 TORCH = (2, 6)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = parser.parse_args(argv)
         print(convert(options.source, options.target, options.key))
-    except WeightsError as error:
+    except (WeightsError, StorageError) as error:
         print_error(error)
         return FAILURE
     return 0
@@ -60,10 +62,10 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> s
     Raises:
         WeightsError: no torch, no weights in the file, a file that wants to run code, or a target that is there already.
     """
-    file, out = existing(source), Path(target).expanduser()
+    file, out = local(existing(source), "PyTorch's files are read from a disk"), located(target, "OUT")
     if file.suffix == ".safetensors":
         raise WeightsError(f"{file} is safetensors already: use it as it is")
-    if out.exists():
+    if out.exists() or os.path.islink(out):
         raise WeightsError(f"{out} is there already: delete it or name another file")
     found: Mapping[str, Any]
     if is_torchscript(file):

@@ -9,7 +9,6 @@ Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same comman
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from mim_jax.data.placement import OwnDevices
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import TokenOptions
 from mim_jax.progress import Progress
+from mim_jax.storage import Lock, StorageError
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
 from mim_jax.tokenizers.usage import usage_and_perplexity
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         config, options, batch_size = parse(argv)
         distributed.join()
         return tokenize(config, options, batch_size)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, StorageError) as error:
         print_error(error)
         return USAGE_ERROR
 
@@ -100,12 +100,28 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     source = open_split(d, d.split, config.seed)
     spec = InputSpec(tokenizer.image_size, config.augment.crop, resample=tokenizer.resample)
     writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
+    lock = Lock(writer.lock_file, f"the token cache {writer.path}")
+    distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
+    try:
+        return _tokenize(config, tokenizer, source, spec, writer, batch_size)
+    finally:
+        lock.release()
+
+
+def _tokenize(
+    config: Config,
+    tokenizer: Tokenizer,
+    source: Source,
+    spec: InputSpec,
+    writer: TokenWriter,
+    batch_size: int,
+) -> int:
     say(f"data     {source.describe()}")
     say(
         f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
     )
     with Shutdown() as shutdown:
-        finished = _write(tokenizer, source, spec, writer, d.threads, batch_size, shutdown)
+        finished = _write(tokenizer, source, spec, writer, config.data.threads, batch_size, shutdown)
     if not finished:
         say("asked to stop; the same command goes on from the shards that are written")
         return EXIT_AGAIN
@@ -119,7 +135,7 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
         examples = most_used(source, spec, tokenizer.grid, counts, writer.shard(0))
         writer.finish()
         say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
-        page = Path(f"{writer.path}.html")
+        page = writer.path.with_name(f"{writer.path.name}.html")
         facts = {
             "tokens": str(writer.path),
             "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",

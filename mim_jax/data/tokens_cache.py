@@ -1,18 +1,20 @@
-"""Token ids computed once and kept: a directory of tokens-*.npy (int16 or int32 [n, L], in source order) and
+"""Token ids computed once and kept, on a disk or in a bucket: a directory of tokens-*.npy (int16 or int32 [n, L], in source order) and
 header.json."""
 
 import hashlib
+import io
 import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from etils.epath import Path
 
 from mim_jax.data.errors import DataError
+from mim_jax.storage import is_bucket, located
 
 HEADER = "header.json"
 # What a header must say; `shards` (file to rows and sha256), `dtype` and `tokens` (L) are added by `tokens_writer`.
@@ -49,7 +51,7 @@ class TokenCache:
         Raises DataError: a missing cache, the first header field that differs, a shard that is missing or not
         what was written.
         """
-        folder = Path(path).expanduser()
+        folder = located(path, "config.method.tokens")
         header = _read_header(folder)
         for field, wanted in expect.items():
             if field not in header:
@@ -64,7 +66,7 @@ class TokenCache:
                     "use the cache's setting, or make a cache for this run."
                 )
         shards = [
-            _open_shard(folder / name, facts, header, verify)
+            _open_shard(folder / _plain_name(name, folder), facts, header, verify)
             for name, facts in sorted(header["shards"].items())
         ]
         return cls(folder, header, shards)
@@ -107,6 +109,30 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def _plain_name(name: str, folder: Path) -> str:
+    """The name of a shard, which must lie in the cache's own folder: a header must not open other files."""
+    if (
+        name != os.path.basename(name)
+        or name in ("", ".", "..")
+        or "\0" in name
+        or (folder / name).name != name
+    ):
+        raise DataError(
+            f"The header {folder / HEADER} lists {name!r}, which is no name of a file beside it: make the cache again."
+        )
+    return name
+
+
+def load_ids(path: Path) -> npt.NDArray[Any]:
+    """The ids of a shard, memory-mapped where it lies on a disk, read into memory from a bucket."""
+    ids: npt.NDArray[Any]
+    if is_bucket(path):
+        ids = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    else:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    return ids
+
+
 def _open_shard(
     path: Path, facts: Mapping[str, Any], header: Mapping[str, Any], verify: bool
 ) -> npt.NDArray[Any]:
@@ -121,7 +147,7 @@ def _open_shard(
             "the token cache again."
         )
     try:
-        shard: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        shard = load_ids(path)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"The token file {path} cannot be read ({error}): copy it again, or make the token cache again."

@@ -8,14 +8,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from etils.epath import Path
 
 from mim_jax.data.errors import DataError
-from mim_jax.data.tokens_cache import FIELDS, HEADER, plain, sha256_of, to_json
+from mim_jax.data.tokens_cache import FIELDS, HEADER, load_ids, plain, sha256_of
+from mim_jax.storage import is_bucket, located, make_folder, remove_leftovers, whole_file, write_json
 
 PLAN = "plan.json"
 
@@ -32,20 +33,27 @@ class TokenWriter:
         header: Mapping[str, object],
         rows_per_shard: int = 2**17,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = located(path, "the token cache")
         missing = [field for field in FIELDS if field not in header]
         if missing:
             raise DataError(
                 f"The header of the token cache {self.path} lacks {', '.join(missing)}: give every field of "
                 f"{', '.join(FIELDS)}."
             )
-        if self.path.exists():
+        if self._is_there():
             raise DataError(f"The token cache {self.path} exists already: remove it or choose another path.")
         self.length, self._rows = int(str(header["length"])), rows_per_shard
         self.dtype = np.dtype(np.int16 if int(str(header["vocabulary"])) <= 2**15 else np.int32)
         self._plan: dict[str, Any] = {**dict(plain(header)), "rows_per_shard": rows_per_shard}  # type: ignore[call-overload]
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        # A bucket has no renames: the shards lie in their place at once, and the header, written last, makes them a cache.
+        bucket = is_bucket(self.path)
+        self.partial = self.path if bucket else self.path.with_name(f".{self.path.name}.partial")
         self._claim()
+
+    @property
+    def lock_file(self) -> Path:
+        """Beside the cache: who writes it (`storage.Lock`)."""
+        return self.path.with_name(f".{self.path.name}.lock.json")
 
     @property
     def num_shards(self) -> int:
@@ -71,15 +79,12 @@ class TokenWriter:
                 f"The token cache {self.path} got ids {ids.min()} to {ids.max()}, outside the vocabulary of "
                 f"{self._plan['vocabulary']}: check the tokenizer."
             )
-        temporary = self.partial / f".{self._file(shard).name}.{os.getpid()}"
-        with temporary.open("wb") as stream:
+        with whole_file(self._file(shard)) as stream:
             np.save(stream, ids.astype(self.dtype), allow_pickle=False)
-        temporary.replace(self._file(shard))
 
     def shard(self, shard: int) -> npt.NDArray[Any]:
-        """A shard that is written, memory-mapped."""
-        ids: npt.NDArray[Any] = np.load(self._file(shard), mmap_mode="r", allow_pickle=False)
-        return ids
+        """A shard that is written, memory-mapped where it lies on a disk."""
+        return load_ids(self._file(shard))
 
     def finish(self) -> None:
         """Writes the header and gives the cache its name. Raises DataError where a shard is missing or of another width."""
@@ -99,27 +104,33 @@ class TokenWriter:
         }
         header = {key: value for key, value in self._plan.items() if key != "rows_per_shard"}
         header |= {"dtype": self.dtype.name, "tokens": widths.pop(), "shards": shards}
-        (self.partial / HEADER).write_text(json.dumps(header, indent=2))
-        for left in (
-            *self.partial.glob(".*"),
-            self.partial / PLAN,
-        ):  # of writers that were killed, and the plan
-            left.unlink()
-        self.partial.rename(self.path)
+        write_json(self.partial / HEADER, header)
+        remove_leftovers(self.partial)
+        (self.partial / PLAN).unlink()
+        if self.partial != self.path:
+            os.rename(self.partial, self.path)
+
+    def _is_there(self) -> bool:
+        if is_bucket(self.path):
+            return (self.path / HEADER).exists()
+        return os.path.lexists(self.path)
 
     def _file(self, shard: int) -> Path:
         return self.partial / f"tokens-{shard:05d}.npy"
 
     def _claim(self) -> None:
         """Begins, or goes on with, the folder of the unfinished cache."""
-        self.partial.mkdir(parents=True, exist_ok=True)
         plan = self.partial / PLAN
         if not plan.exists():
-            temporary = self.partial / f".{PLAN}.{os.getpid()}"
-            temporary.write_text(json.dumps(self._plan, indent=2, default=to_json))
-            temporary.replace(plan)
+            if names := _visible(self.partial):
+                raise DataError(
+                    f"The folder {self.partial} holds files that are not ours ({', '.join(names[:3])}): move them away, or choose"
+                    " another path for the token cache."
+                )
+            make_folder(self.partial, "the token cache")
+            write_json(plan, self._plan)
             return
-        begun = json.loads(plan.read_text())
+        begun = _read_plan(plan)
         changed = [key for key in {**begun, **self._plan} if begun.get(key) != self._plan.get(key)]
         if changed:
             facts = "; ".join(f"{key} was {begun.get(key)}, is {self._plan.get(key)}" for key in changed)
@@ -127,6 +138,23 @@ class TokenWriter:
                 f"The unfinished token cache {self.partial} was begun for something else ({facts}): remove it, or choose"
                 " another path."
             )
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names in a folder, without the temporary files of other hosts that begin the same cache."""
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+
+def _read_plan(plan: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(plan.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"The plan {plan} of an unfinished token cache cannot be read ({error}): remove {plan.parent}."
+        ) from error
+    if not isinstance(begun, dict):
+        raise DataError(f"The plan {plan} of an unfinished token cache is damaged: remove {plan.parent}.")
+    return begun
 
 
 def write_token_cache(
@@ -148,4 +176,5 @@ def write_token_cache(
             writer.write(shard, ids[writer.rows(shard).start : writer.rows(shard).stop])
         writer.finish()
     finally:
-        shutil.rmtree(writer.partial, ignore_errors=True)
+        if writer.partial != writer.path:
+            shutil.rmtree(writer.partial, ignore_errors=True)

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import ml_dtypes  # Gives numpy the name bfloat16, by which safetensors asks for it.
 import numpy as np
+from etils.epath import Path
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mim_jax.data.errors import DataError
 from mim_jax.models.vit import Params
+from mim_jax.storage import StorageError, copied_here, located, whole_file_by_name
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
 SHOWN = 3
@@ -37,7 +38,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if file.suffix != ".safetensors":
         raise WeightsError(f"weights are read from a .safetensors file, not from {file}")
     try:
-        with safe_open(file, framework="np") as opened:
+        with copied_here(file) as here, safe_open(here, framework="np") as opened:
             return {name: plain(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(
@@ -55,19 +56,18 @@ def write_weights(
     Raises:
         WeightsError: the name does not end in .safetensors, or the folder is not there or not writable.
     """
-    file = Path(path).expanduser()
+    file = located(path, "the file to write")
     if file.suffix != ".safetensors":
         raise WeightsError(f"weights are written to a .safetensors file, not to {file}")
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     # asarray keeps a tensor without dimensions as it is; ascontiguousarray would make it a vector.
     tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
     try:
-        save_file(tensors, partial, metadata=dict(metadata or {}))
-        partial.replace(file)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{file} cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        with whole_file_by_name(file) as name:
+            save_file(tensors, name, metadata=dict(metadata or {}))
+    except (SafetensorError, StorageError) as error:
+        raise WeightsError(
+            str(error) if isinstance(error, StorageError) else f"{file} cannot be written: {error}"
+        ) from error
 
 
 def fit(shapes: Params, tree: Params, what: str) -> Params:
@@ -104,7 +104,7 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
 
 def existing(path: str | os.PathLike[str]) -> Path:
     """The file named, or a WeightsError that says what is there instead."""
-    file = Path(path).expanduser()
+    file = located(path, "the file of weights")
     if file.is_dir():
         raise WeightsError(f"{file} is a folder: name the file of weights in it")
     if not file.is_file():

@@ -4,7 +4,6 @@ features-00000.npy holds those of the first CHUNK images, and so on. Which patch
 image) alone, so that any number of hosts makes the same files, and a pass that was stopped goes on.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.reading import Unreadable
+from mim_jax.storage import make_folder, whole_file
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.teachers import Teacher
 
@@ -59,7 +59,7 @@ class FeatureFiles:
 
         spec: the view, of the teacher's size.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         own_devices = OwnDevices()
         placed = jax.device_put(params, own_devices.whole)
         batch_size = own_devices.divisible(batch_size)
@@ -123,7 +123,5 @@ class FeatureFiles:
         return part
 
     def _save(self, number: int, features: Features) -> None:
-        temporary = self.folder / f".{self._file(number).name}.{os.getpid()}"
-        with temporary.open("wb") as stream:
+        with whole_file(self._file(number)) as stream:
             np.save(stream, features, allow_pickle=False)
-        temporary.replace(self._file(number))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable, mapping, parse_json
+from mim_jax.storage import make_folder, whole_file
 
 NAME = "kmeans.npz"
 
@@ -59,13 +59,9 @@ def at_start(clusters: int, width: int) -> State:
 
 def save(directory: Path, state: State, identity: Mapping[str, Any]) -> None:
     """Writes the state; a kill at any moment leaves the one before or this one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{NAME}.partial"
-    with partial.open("wb") as file:
+    make_folder(directory)
+    with whole_file(directory / NAME) as file:
         np.savez(file, identity=json.dumps(identity), **dataclasses.asdict(state))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, directory / NAME)
 
 
 def load(directory: Path, identity: Mapping[str, Any]) -> State | None:

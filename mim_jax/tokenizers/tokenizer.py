@@ -22,6 +22,7 @@ from mim_jax.models.dalle import map_pixels as dalle_pixels
 from mim_jax.models.vit import Params
 from mim_jax.models.vqkd import Vqkd, VqkdConfig
 from mim_jax.models.vqkd import map_pixels as vqkd_pixels
+from mim_jax.storage import copied_here
 from mim_jax.targets.pixels import patchify
 from mim_jax.tokenizers.assignment import nearest_tiled
 from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher
@@ -193,7 +194,7 @@ def _dalle(
 
 
 def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    with safe_open(existing(path), framework="np") as opened:
+    with copied_here(existing(path)) as here, safe_open(here, framework="np") as opened:
         return json.loads((opened.metadata() or {}).get(METADATA, "{}"))
 
 

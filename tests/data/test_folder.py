@@ -151,13 +151,30 @@ def test_fingerprint_follows_content_and_not_the_place(tmp_path):
     assert opened(tmp_path / "b", "train").fingerprint != first
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
-    root = write(tmp_path / "d", "a/1.png")
-    outside = write(tmp_path / "outside", "2.png")
+def test_links_to_folders_are_followed_right_below_the_root_only(tmp_path):
+    """A subset of another data set is often a folder of links to its classes."""
+    root = write(tmp_path / "d", "a/1.png", "b/2.png")
+    outside = write(tmp_path / "outside", "3.png", "deep/4.png")
+    (root / "c").symlink_to(outside)
     (root / "a" / "out").symlink_to(outside)
-    (root / "a" / "up").symlink_to(root)
     (outside / "back").symlink_to(root / "a")
-    assert sorted(walk(str(root)).files) == ["a/1.png", "a/out/2.png"]
+    listing = walk(str(root))
+    assert sorted(listing.files) == ["a/1.png", "b/2.png", "c/3.png", "c/deep/4.png"]
+    assert listing.skipped == 2
+    assert (
+        "2 links to folders were not followed"
+        in open_folder(str(root), "train", str(tmp_path / "x")).describe()
+    )
+
+
+@pytest.mark.parametrize("target", ["/", "/proc", "..", ".", "a"])
+@pytest.mark.parametrize("place", ["link", "a/link"])
+def test_a_link_that_leads_up_or_to_a_whole_disk_is_not_walked(tmp_path, place, target):
+    root = write(tmp_path / "d", "a/1.png", "b/2.png")
+    (root / place).symlink_to(target if target.startswith("/") else (root / target).resolve())
+    listing = walk(str(root))
+    assert list(listing.files) == ["a/1.png", "b/2.png"] and listing.skipped == 1
+    assert len(listing.directories) == 3
 
 
 def settle(root):
@@ -201,7 +218,7 @@ def test_a_damaged_or_older_cache_is_made_again(tmp_path, monkeypatch):
         file.write_bytes(damaged)
         assert not list_images(str(root), str(cache)).cached
     assert list_images(str(root), str(cache)).cached
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "VERSION", 99)
     assert not list_images(str(root), str(cache)).cached
 
 

@@ -127,7 +127,7 @@ def test_an_interrupted_writer_goes_on_to_the_same_bytes(tmp_path, cache, stop_a
     other = tmp_path / "other" / "cache"
     written(other, (2, 0, 1), stop_after)
     assert not other.exists()
-    (other.with_name(".cache.partial") / ".tokens-00000.npy.77").write_bytes(
+    (other.with_name(".cache.partial") / ".tokens-00000.npy.partial-0a1b2c3d").write_bytes(
         b"half"
     )  # a writer killed in the middle
     writer = TokenWriter(other, HEADER, rows_per_shard=4)

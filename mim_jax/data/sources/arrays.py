@@ -14,7 +14,8 @@ from mim_jax.data import keys
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import Archive
 from mim_jax.data.sources.base import NO_LABEL, ArraySource, check_split
-from mim_jax.reading import Unreadable
+from mim_jax.reading import Unreadable, check_file
+from mim_jax.storage import StorageError, copied_here, located
 
 NAMES = (("x", "y"), ("image", "label"), ("images", "labels"))
 TEST_SHARE = 10  # One in so many.
@@ -27,8 +28,12 @@ def open_arrays(path: str, split: str) -> ArraySource:
     """The split of an npz file, read whole into memory. Raises DataError naming the file and the array."""
     check_split(split)
     try:
-        with Archive(path) as archive:
+        place = located(path, "the file of the source arrays")
+        check_file(place)
+        with copied_here(place) as here, Archive(here) as archive:
             return _read(archive, path, split)
+    except StorageError as error:
+        raise DataError(str(error)) from error
     except Unreadable as error:
         if error.absent:
             raise DataError(

@@ -16,10 +16,12 @@ import stat
 
 import numpy as np
 import numpy.typing as npt
+from etils import epath
 
 from mim_jax.data.errors import BadImageError, DataError
 from mim_jax.data.sources.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
 from mim_jax.data.sources.listing import Listing, is_directory, list_images
+from mim_jax.storage import StorageError, is_bucket, located
 
 SPLIT_FOLDERS = {
     "train": ("train", "training", "train2017"),
@@ -51,6 +53,13 @@ class Folder:
         self.name = name
         self.class_names = classes
         self.num_classes = len(classes)
+        if listing.skipped:
+            links = (
+                "1 link to a folder was"
+                if listing.skipped == 1
+                else f"{listing.skipped} links to folders were"
+            )
+            note = f"{note}; {links} not followed"
         self._root, self._files, self._chosen, self._note = root, listing.files, chosen, note
         number = {folder: label for label, folder in enumerate(classes)}
         self._labels = np.full(len(chosen), NO_LABEL, np.int32)
@@ -83,9 +92,12 @@ class Folder:
 def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
     """The split of a folder of images. Raises DataError, in one sentence that names the path."""
     check_split(split)
-    root = os.path.expanduser(path)
-    if not os.path.isdir(root):
-        kind = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+    try:
+        root = os.fspath(located(path, "the image folder")) if path else ""
+    except StorageError as error:
+        raise DataError(str(error)) from error
+    if not root or not _is_folder(root):
+        kind = "is a file, not a folder" if root and epath.Path(root).exists() else "does not exist"
         raise DataError(
             f"The image folder {path or '(empty path)'} {kind}: give the path of a folder of images, as "
             "folder:/path/to/images."
@@ -132,6 +144,8 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
 def read_bytes(path: str) -> bytes:
     """The bytes of a regular file. Raises BadImageError, or DataError where the machine and not the file is
     at fault."""
+    if is_bucket(path):
+        return _read_object(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # Opening a named pipe would wait for ever.
             raise BadImageError(path, "it is not a regular file")
@@ -149,19 +163,36 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
+def _read_object(path: str) -> bytes:
+    try:
+        return epath.Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise BadImageError(path, "it is not there any more") from error
+    except OSError as error:
+        raise DataError(
+            f"The file {path} could not be read ({error}): check the network and start again."
+        ) from error
+
+
+def _is_folder(path: str) -> bool:
+    return epath.Path(path).is_dir()
+
+
 def _first_folder(root: str, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if os.path.isdir(os.path.join(root, name))), None)
+    return next((name for name in names if _is_folder(os.path.join(root, name))), None)
 
 
 def _test_folder(root: str, train: str) -> str | None:
     """ImageNet's `test` is a heap without labels and its `val` has the classes: the classes decide."""
     classes = _subfolders(os.path.join(root, train))
-    present = tuple(name for name in SPLIT_FOLDERS["test"] if os.path.isdir(os.path.join(root, name)))
+    present = tuple(name for name in SPLIT_FOLDERS["test"] if _is_folder(os.path.join(root, name)))
     labelled = tuple(name for name in present if classes & _subfolders(os.path.join(root, name)))
     return next(iter(labelled or present), None)
 
 
 def _subfolders(path: str) -> set[str]:
+    if is_bucket(path):
+        return {place.name for place in epath.Path(path).iterdir() if place.name[0] != "." and place.is_dir()}
     try:
         with os.scandir(path) as entries:
             return {entry.name for entry in entries if not entry.name.startswith(".") and is_directory(entry)}
@@ -172,7 +203,9 @@ def _subfolders(path: str) -> set[str]:
 def _listed(base: str, cache_dir: str | None) -> Listing:
     listing = list_images(base, cache_dir)
     if not len(listing.files):
-        what = "holds no images" if os.listdir(base) else "is empty"
+        what = "holds no images" if any(True for _ in epath.Path(base).iterdir()) else "is empty"
+        if listing.skipped:
+            what += f" but for {listing.skipped} links to folders, which are not followed"
         raise DataError(
             f"The image folder {base} {what}: put JPEG, PNG, WebP, BMP, GIF or TIFF files in it or in its "
             "subfolders."

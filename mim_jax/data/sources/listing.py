@@ -8,7 +8,6 @@ the listing as it is, as it should.
 
 import hashlib
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from etils import epath
 
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable
+from mim_jax.storage import StorageError, is_bucket, make_folder, whole_file
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-VERSION = 1
+VERSION = 2
 SETTLED_NS = 2_000_000_000
 Int64s = npt.NDArray[np.int64]
 _INT64 = np.dtype(np.int64)
@@ -62,12 +63,15 @@ class Listing:
     directories: Names
     times: Int64s  # Modification times, ns.
     started: int  # When the walk began, ns.
+    skipped: int = 0  # Links to directories that were not followed.
     cached: bool = False
 
 
 def list_images(root: str, cache_dir: str | None = None) -> Listing:
     """The listing of a folder, from the cache where that is still true. Raises DataError for a folder that
     cannot be read."""
+    if is_bucket(root):
+        return walk_bucket(root)  # its directories have no times by which a kept listing could be trusted
     cache = _cache_path(root, cache_dir)
     listing = _load(cache)
     if listing is not None and _current(root, listing):
@@ -78,8 +82,11 @@ def list_images(root: str, cache_dir: str | None = None) -> Listing:
 
 
 def walk(root: str) -> Listing:
-    """Walks `root` to any depth. Names that begin with a dot are left out; links are followed, except into a
-    directory they lie in.
+    """Walks `root` to any depth. Names that begin with a dot are left out.
+
+    Links to files are followed, and links to directories right below `root` (class folders on another disk), but
+    not to one that `root` lies in or that is the top of a disk: such a link would have the whole machine walked. No
+    other link to a directory is followed; `skipped` counts them.
 
     A name with an image's extension that leads nowhere (broken link) or to no regular file is listed: reading
     it gives the error.
@@ -87,23 +94,22 @@ def walk(root: str) -> Listing:
     started = time.time_ns()
     files: list[tuple[bytes, int]] = []
     directories: list[tuple[bytes, int]] = []
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    pending, skipped = [""], 0
     while pending:
-        relative, above = pending.pop()
+        relative = pending.pop()
         path = os.path.join(root, relative)
         try:
-            status = os.stat(path)
-            identity = (status.st_dev, status.st_ino)
-            if identity in above:
-                continue
-            directories.append((os.fsencode(relative), status.st_mtime_ns))
+            directories.append((os.fsencode(relative), os.stat(path).st_mtime_ns))
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     name = os.path.join(relative, entry.name)
                     if is_directory(entry):
-                        pending.append((name, above | {identity}))
+                        if entry.is_symlink() and (relative or not _may_follow(entry.path, root)):
+                            skipped += 1
+                        else:
+                            pending.append(name)
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         files.append((os.fsencode(name), _size(entry)))
         except OSError as error:
@@ -119,7 +125,30 @@ def walk(root: str) -> Listing:
         Names.of([name for name, _ in directories]),
         np.array([mtime for _, mtime in directories], np.int64),
         started,
+        skipped,
     )
+
+
+def walk_bucket(root: str) -> Listing:
+    """As `walk`, for a folder in a bucket: a request a folder. Sizes are not asked for."""
+    started, top = time.time_ns(), ""
+    files: list[bytes] = []
+    for number, (place, folders, names) in enumerate(epath.Path(root).walk()):
+        top = os.fspath(place) if number == 0 else top
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = os.path.relpath(place, top)
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                files.append(os.fsencode(os.path.normpath(os.path.join(relative, name))))
+    none = np.zeros(0, np.int64)
+    sizes = np.full(len(files), -1, np.int64)
+    return Listing(Names.of(sorted(files)), sizes, Names.of([]), none, started)
+
+
+def _may_follow(link: str, root: str) -> bool:
+    """Whether a link right below the root leads to a directory beside it, and not to one that holds it or a whole disk."""
+    target, base = os.path.realpath(link), os.path.realpath(root)
+    return os.path.commonpath([target, base]) not in (target, base) and not os.path.ismount(target)
 
 
 def is_directory(entry: os.DirEntry[str]) -> bool:
@@ -175,7 +204,9 @@ def _load(cache: Path) -> Listing | None:
             _INT64
         }:
             return None
-        return Listing(files, sizes, directories, times, int(kept["started"]), cached=True)
+        return Listing(
+            files, sizes, directories, times, int(kept["started"]), int(kept["skipped"]), cached=True
+        )
     except (Unreadable, KeyError, TypeError, ValueError):
         return None
 
@@ -191,10 +222,8 @@ def _names(block: npt.NDArray[Any], ends: npt.NDArray[Any]) -> Names:
 
 def _save(cache: Path, listing: Listing) -> None:
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed: hosts that share a home may list at the same time.
-        handle, temporary = tempfile.mkstemp(dir=cache.parent, prefix=cache.stem, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        make_folder(cache.parent)
+        with whole_file(cache) as stream:  # hosts that share a home may list at the same time
             np.savez(
                 stream,
                 version=VERSION,
@@ -205,12 +234,12 @@ def _save(cache: Path, listing: Listing) -> None:
                 directory_ends=listing.directories.ends,
                 times=listing.times,
                 started=listing.started,
+                skipped=listing.skipped,
             )
-        os.replace(temporary, cache)
-    except OSError as error:
+    except StorageError as error:
         # Nothing is lost but the time of the next walk, and read-only homes are common on clusters.
         warnings.warn(
-            f"The listing of images cannot be kept in {cache.parent} ({error.strerror}), so the folder is "
+            f"The listing of images cannot be kept in {cache.parent} ({error}), so the folder is "
             "walked "
             "at every start: set cache_dir to a folder you may write.",
             stacklevel=2,

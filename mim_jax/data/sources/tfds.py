@@ -89,6 +89,11 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> Tfds:
             f"The source tfds:{name} needs the package tensorflow-datasets, which does not import ({error}): "
             "pip install tensorflow-datasets array-record importlib_resources."
         ) from error
+    if "://" in (data_dir or os.environ.get("TFDS_DATA_DIR") or ""):
+        raise DataError(
+            f"The data sets in {data_dir or os.environ['TFDS_DATA_DIR']} are packed in ArrayRecord files, which are read from a disk:"
+            " copy them to this machine, or mount the bucket."
+        )
     base = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     builder = tfds.builder_from_directory(_prepared(name, base))
     if builder.info.file_format is None or builder.info.file_format.value != "array_record":
