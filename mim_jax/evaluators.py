@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 
 from mim_jax.analysis.evaluator import HeadDiversity
 from mim_jax.config.check import ConfigError

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -19,16 +20,17 @@ from mim_jax.data import InputSpec, Source, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
+from mim_jax.storage import local, open_to_append
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.features import FeatureFiles
 from mim_jax.tokenizers.kmeans_options import KMeansOptions
 from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming
 from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
+from mim_jax.training.claims import Claim
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
-from mim_jax.training.workdir import claim
 
 FILE = "tokenizer.safetensors"
 REPORT = "report.html"
@@ -73,9 +75,19 @@ def check_job(config: Config) -> TokenizerOptions:
     return options
 
 
-def run(config: Config, workdir: Path) -> int:
-    """Features, then k-means, then the file and a report; goes on where it was stopped. The exit code."""
+def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False) -> int:
+    """Features, then k-means, then the file and a report; goes on where it was stopped. The exit code.
+
+    Args:
+        overwrite: whether what such a task has left there is replaced: moved aside, and removed at the end.
+    """
+    with Claim(workdir, "tokenizer", overwrite=overwrite) as claim:
+        return _run(config, claim)
+
+
+def _run(config: Config, claim: Claim) -> int:
     options = check_job(config)
+    workdir = local(claim.path, "k-means maps its features from a disk into memory")
     size = None if options.image_size is None else (options.image_size, options.image_size)
     teacher, params = load_teacher(
         options.teacher,
@@ -98,7 +110,7 @@ def run(config: Config, workdir: Path) -> int:
         seed=config.seed,
         dtype=options.features_dtype,
     )
-    claim(workdir, config)
+    claim.take(config)
     say(f"data     {source.describe()}")
     say(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
     say(f"points   {files.describe()}")
@@ -109,7 +121,8 @@ def run(config: Config, workdir: Path) -> int:
         done = files.write(params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
         fitted = _fit(config, options, files, workdir, shutdown) if done else None
     if fitted is None:
-        say("asked to stop; the same command goes on")
+        claim.pause()
+        say("asked to stop; the same command, without --overwrite, goes on")
         return EXIT_AGAIN
     if jax.process_index() == 0:
         say(
@@ -122,6 +135,7 @@ def run(config: Config, workdir: Path) -> int:
         if not options.keep_features:
             shutil.rmtree(files.folder)
         shutil.rmtree(workdir / "kmeans")
+        claim.keep()
     return 0
 
 
@@ -155,7 +169,7 @@ def _fit(
             f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {clock(progress.eta)}"
         )
         if jax.process_index() == 0:
-            with (workdir / METRICS).open("a") as log:
+            with open_to_append(workdir / METRICS) as log:
                 log.write(json.dumps({**progress._asdict(), "unix_time": time.time()}) + "\n")
         if shutdown.requested_at(passes):
             raise _Stopped

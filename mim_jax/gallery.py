@@ -1,7 +1,7 @@
 """The task `gallery`: every corruption of one image side by side, as gallery.png."""
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
@@ -17,8 +17,10 @@ from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.methods.pixel_picture import draw_images
 from mim_jax.methods.protocol import View
+from mim_jax.storage import whole_file
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.budget import check_memory
+from mim_jax.training.claims import Claim
 from mim_jax.training.watching.log import say
 
 matplotlib.use("Agg")
@@ -33,8 +35,17 @@ TOKEN = (3, 10)
 """Row and column (of 14 x 14) of the token whose two places are drawn; scaled to other grids."""
 
 
-def run(config: Config, workdir: Path) -> int:
-    """Draws the gallery of the first held-out image of `data.source`; the exit code."""
+def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False) -> int:
+    """Draws the gallery of the first held-out image of `data.source`; the exit code.
+
+    Args:
+        overwrite: whether the gallery that lies there is replaced: moved aside, and removed at the end.
+    """
+    with Claim(workdir, "gallery", overwrite=overwrite) as claim:
+        return _run(config, claim)
+
+
+def _run(config: Config, claim: Claim) -> int:
     source = open_source(
         config.data.source,
         config.data.test_split,
@@ -54,10 +65,13 @@ def run(config: Config, workdir: Path) -> int:
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.4)
-    workdir.mkdir(parents=True, exist_ok=True)
-    figure.savefig(workdir / "gallery.png", dpi=110)
+    claim.take(config)
+    page = claim.path / "gallery.png"
+    with whole_file(page) as file:
+        figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
-    say(f"gallery: {workdir / 'gallery.png'}")
+    claim.keep()
+    say(f"gallery: {page}")
     say("orange: what one token reads; cyan: what the same token must paint; bright: scored")
     return 0
 

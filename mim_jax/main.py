@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,31 +17,32 @@ from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
 from mim_jax.data import DataError
 from mim_jax.methods import check_options
+from mim_jax.storage import StorageError
 from mim_jax.training import distributed
 from mim_jax.training.checkpoints import CheckpointError
 from mim_jax.training.watching.watch import Diverged
 
-TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, Path], int]]] = {
+TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
     "pretrain": (check_options, pretrain.run),
     "gallery": (check_options, gallery.run),
     "tokenizer": (fit_tokenizer.check_job, fit_tokenizer.run),
     "analyze": (analysis.check_job, analysis.run),
 }
-"""config.task -> (what checks its options, what runs it: (configuration, directory) -> exit code)."""
+"""config.task -> (what checks its options, what runs it: (configuration, directory, whether to overwrite) -> exit code)."""
 
 USAGE = """python -m mim_jax.main --config=configs/FILE.py[:PRESET] [--workdir=DIR] [--overwrite] [--config.KEY=VALUE ...]
 
 A config file's first lines say what it does and which presets it has; all keys are in mim_jax/config/schema.py.
-The same command goes on where a run was stopped; --overwrite starts it anew."""
+The same command goes on where a run was stopped; --overwrite starts it anew. DIR may lie in a bucket, gs://BUCKET/DIR."""
 
 USAGE_ERROR = 2
 DIVERGED = 3
 
 
-def default_workdir(config_flag: str) -> Path:
+def default_workdir(config_flag: str) -> str:
     """runs/<name of the config file>-<preset>."""
     path, _, preset = config_flag.partition(":")
-    return Path("runs") / f"{Path(path).stem}-{preset or 'demo'}"
+    return f"runs/{Path(path).stem}-{preset or 'demo'}"
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
@@ -70,26 +70,15 @@ def run(argv: Sequence[str]) -> int:
         config, options = parse(argv[1:])
         check_task, run_task = TASKS[config.task]
         check_task(config)
-        workdir = Path(options.workdir or default_workdir(options.config))
+        workdir = default_workdir(options.config) if options.workdir is None else options.workdir
         distributed.join()
-        if options.overwrite and workdir.exists():
-            _delete_run(workdir)
-        return run_task(config, workdir)
-    except (ConfigError, DataError, CheckpointError) as error:
+        return run_task(config, workdir, options.overwrite)
+    except (ConfigError, DataError, CheckpointError, StorageError) as error:
         print_error(error)
         return USAGE_ERROR
     except Diverged as error:
         print_error(error)
         return DIVERGED
-
-
-def _delete_run(workdir: Path) -> None:
-    """Deletes a run, and nothing that is not one."""
-    if any(workdir.iterdir()) and not (workdir / "config.json").exists():
-        raise ConfigError(
-            f"--overwrite: {workdir} holds no run of ours (no config.json), so it is not deleted"
-        )
-    shutil.rmtree(workdir)
 
 
 def main() -> None:

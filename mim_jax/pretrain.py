@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
@@ -22,6 +23,7 @@ from mim_jax.progress import Progress
 from mim_jax.tokenizers.tokenizer import opened
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.claims import Claim
 from mim_jax.training.inherit import inherit, with_encoder_of
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import restore_or_create, train
@@ -38,16 +40,24 @@ from mim_jax.training.watching.report import EXAMPLES, REPORT, write_report
 from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.table import result_rows
 from mim_jax.training.watching.wandb_sink import import_wandb
-from mim_jax.training.workdir import claim
 from mim_jax.transfer.classification import CONFUSION
 
 PREPARE_EXAMPLES = 50_000
 """Training images that `prepare` is shown (to fit a tokenizer), spread over the source."""
 
 
-def run(config: Config, workdir: Path) -> int:
-    """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again)."""
-    started = time.time()
+def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False) -> int:
+    """Runs or resumes; the exit code: 0 done, 75 asked to stop before the end (start the same command again).
+
+    Args:
+        overwrite: whether a run of ours that lies there is replaced: moved aside, and removed after the first checkpoint.
+    """
+    with Claim(workdir, "pretrain", overwrite=overwrite) as claim:
+        return _run(config, claim)
+
+
+def _run(config: Config, claim: Claim) -> int:
+    started, workdir = time.time(), claim.path
     import_wandb(config)  # a missing package is said before anything is compiled
     config = inherit(config)
     train_source, test_source = (
@@ -81,7 +91,7 @@ def run(config: Config, workdir: Path) -> int:
         prefetch=config.data.prefetch,
         extras=extras | tables.extras(),
     )
-    claim(workdir, config)
+    claim.take(config)
     announce(method, loader, tables, len(test_source), shapes, workdir)
     batches = functools.partial(eval_batches, config, mesh)
     evaluators = make_evaluators(config, method, mesh, train_source, test_source, batches, workdir)
@@ -89,10 +99,12 @@ def run(config: Config, workdir: Path) -> int:
         Shutdown() as shutdown,
         loader,
         Checkpoints(
-            (workdir / "checkpoints").absolute(),
+            workdir / "checkpoints",
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             best_metric=config.checkpoint.best_metric,
+            about={"config": to_dict(config)},
+            on_saved=lambda step: claim.keep(),
         ) as checkpoints,
     ):
         if _finished(config, checkpoints) and (workdir / REPORT).exists():

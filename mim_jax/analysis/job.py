@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 import numpy.typing as npt
+from etils.epath import Path
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -29,9 +30,10 @@ from mim_jax.data import EvenSample, evaluation_batches, place
 from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
+from mim_jax.storage import whole_file
+from mim_jax.training.claims import Claim
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
 from mim_jax.training.watching.log import say
-from mim_jax.training.workdir import write_json
 
 REPORT = "report.html"
 SHALLOW = 9
@@ -40,21 +42,25 @@ MOST_TOKEN_ROWS = 4096
 """Rows of a Gram matrix: with features=tokens every token is one, and the matrices grow with their square."""
 
 
-def run(config: Config, workdir: Path) -> int:
+def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False) -> int:
     """Looks at every run, one after another; report.html, PNG and CSV files in the directory. The exit code.
 
+    Args:
+        overwrite: whether the analysis that lies there is replaced: moved aside, and removed at the end.
     Raises:
-        ConfigError, CheckpointError, DataError: one sentence.
+        ConfigError, CheckpointError, DataError, StorageError: one sentence.
     """
+    with Claim(workdir, "analyze", overwrite=overwrite) as claim:
+        return _run(config, claim)
+
+
+def _run(config: Config, claim: Claim) -> int:
     options = check_job(config)
     directories = named(config.runs)
     kinds = given_kinds(options, len(directories))
     check_comparable(directories, options.step)
     mesh = make_mesh(resolve_mesh(config.mesh, jax.device_count()))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    claim.take(config)
     seen: list[LookedAt] = []
     subjects: list[Subject] = []
     maps: list[tuple[str, AttentionMaps]] = []
@@ -68,7 +74,8 @@ def run(config: Config, workdir: Path) -> int:
             maps.append((name, attention_maps(own.method, params, _few(own, options, config))))
         say(f"{name}: {found.images} images in {time.perf_counter() - started:.1f} s")
     if jax.process_index() == 0:
-        _write(config, options, workdir, seen, subjects, maps)
+        _write(config, options, claim.path, seen, subjects, maps)
+        claim.keep()
     return 0
 
 
@@ -136,7 +143,6 @@ def _write(
 ) -> None:
     """All files, and the verdict on the console."""
     first = 0 if options.embedding else 1
-    write_json(workdir / "config.json", to_dict(config))
     tables = write_tables(workdir, subjects, first)
     table = findings(subjects)
     notes = remarks(seen, subjects, options)
@@ -236,7 +242,8 @@ def facts(own: LookedAt, subject: Subject) -> dict[str, str]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return path
 

@@ -1,11 +1,13 @@
 """report.html of an analysis: one file that opens offline, pictures inside."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jinja2
+from etils.epath import Path
 
 from mim_jax.analysis.verdict import AXES, Finding, Subject
+from mim_jax.storage import write_text
 from mim_jax.training.watching.report import png_uri
 
 UNKNOWN = (
@@ -35,7 +37,7 @@ def write_page(
         tables: CSV files, named beside the numbers.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
@@ -52,7 +54,7 @@ def write_page(
         tables=[file.name for file in tables],
         config_text=config_text,
     )
-    path.write_text(page)
+    write_text(path, page)
 
 
 def layer_rows(subject: Subject) -> list[tuple[str, ...]]:

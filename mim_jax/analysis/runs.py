@@ -3,9 +3,9 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 
 from mim_jax.analysis.options import AnalysisOptions
 from mim_jax.analysis.verdict import KINDS, kind_of
@@ -14,6 +14,7 @@ from mim_jax.config.schema import Config, resolved
 from mim_jax.data import EvenSample
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
+from mim_jax.storage import is_bucket, located
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, read_imported, with_network_of
 from mim_jax.training.inherit import read_run
@@ -44,10 +45,10 @@ def named(runs: str) -> dict[str, Path]:
     Raises:
         ConfigError: none is given, or one twice.
     """
-    paths = [Path(part.strip()).expanduser() for part in runs.split(",") if part.strip()]
+    paths = [located(part.strip(), "config.runs") for part in runs.split(",") if part.strip()]
     if not paths:
         raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
-    absolute = [Path(os.path.abspath(path)) for path in paths]
+    absolute = [path if is_bucket(path) else Path(os.path.abspath(path)) for path in paths]
     for path, where in zip(paths, absolute, strict=True):
         if absolute.count(where) > 1:
             raise ConfigError(f"config.runs names {path} twice")
@@ -85,7 +86,7 @@ def check_comparable(directories: dict[str, Path], step: int | None) -> None:
 
 def _check_finished(directory: Path, config: Config) -> None:
     steps = resolved(config.schedule.steps)
-    with Checkpoints((directory / "checkpoints").absolute()) as checkpoints:
+    with Checkpoints(directory / "checkpoints") as checkpoints:
         found = max(checkpoints.steps(), default=0)
     if found < steps:
         raise ConfigError(

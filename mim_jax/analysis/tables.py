@@ -1,14 +1,16 @@
 """The numbers as CSV files, one row a head, a layer or a pair of layers; and the verdict as text."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 from mim_jax.analysis.summaries import head_values
 from mim_jax.analysis.verdict import Finding, Subject
+from mim_jax.storage import write_text
 
 HEADS, LAYERS, CKA = "heads.csv", "layers.csv", "cka.csv"
 
@@ -81,13 +83,14 @@ def _pairs(subject: Subject, first: int) -> Iterable[dict[str, Any]]:
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     listed = list(rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(listed[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            for row in listed
-        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(listed[0]))
+    writer.writeheader()
+    writer.writerows(
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in listed
+    )
+    write_text(path, text.getvalue())
     return path
 
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
+
 from mim_jax.compare.calibration import calibration, calibration_key, in_seconds
 from mim_jax.compare.control import Stop, locked, say
 from mim_jax.compare.facts import facts
@@ -25,9 +27,12 @@ from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
+from mim_jax.storage import StorageError, local, located, make_folder
+from mim_jax.storage.marker import Marker, examine, resolved, write_marker
 from mim_jax.training.shutdown import EXIT_AGAIN
 
 FAILURES, USAGE_ERROR = 1, 2
+TASK = "compare"
 ENDS = {0: "done", FAILURES: "done but for what failed", EXIT_AGAIN: "stopped; the same command goes on"}
 
 
@@ -39,12 +44,16 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     """
     parser = Parser("python -m mim_jax.compare", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--workdir", required=True, metavar="DIR")
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at a time")
     options, values = parser.parse_with_assignments(argv)
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs} must be at least 1")
-    return read_protocol(override(load(options.config), values)), options.workdir, options.jobs
+    root = local(
+        resolved(located(options.workdir, "--workdir")),
+        "a comparison's runs share its directory with a lock of the disk",
+    )
+    return read_protocol(override(load(options.config), values)), root, options.jobs
 
 
 def compare(protocol: Protocol, root: Path, slots: int, main: Sequence[str], command: str) -> int:
@@ -52,13 +61,14 @@ def compare(protocol: Protocol, root: Path, slots: int, main: Sequence[str], com
     jobs = {arm: pretraining(protocol, arm) for arm in protocol.chosen}
     for name in protocol.evaluate:
         evaluation(protocol, name)  # a mistake there is said before anything is trained
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={root} cannot be written: {error.strerror}") from error
+    directory = epath.Path(root)
+    examine(directory, TASK)
+    make_folder(root, "--workdir")
     with Stop().on_signals() as stop, locked(root, stop) as lock:
         if lock is None:
             return EXIT_AGAIN
+        examine(directory, TASK)  # nobody else may change it now
+        write_marker(directory, Marker(TASK))
         records = Records(root / "results")
         changed = functools.partial(_write, root, protocol, records, jobs, command, slots)
         work = Work(records, main, lock.fileno(), stop, changed)
@@ -117,7 +127,7 @@ def run(argv: Sequence[str], main: Sequence[str] = MAIN) -> int:
     try:
         protocol, root, slots = parse(argv)
         return compare(protocol, root, slots, main, shlex.join(["python", "-m", "mim_jax.compare", *argv]))
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         print_error(error)
         return USAGE_ERROR
 

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
+from mim_jax.storage import open_to_append
+
+LOCK = "lock"
 PERIOD = 0.1
 """Seconds between two looks at what others do."""
 
@@ -43,7 +46,7 @@ def locked(root: Path, stop: Stop) -> Iterator[IO[str] | None]:
     A comparison that was killed with -9 may have left a process at work there. It inherited the lock, so two never write
     to one run.
     """
-    with (root / "lock").open("a") as file:
+    with open_to_append(root / LOCK) as file:
         waited = False
         while not stop.asked:
             try:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mim_jax.compare.facts import caption, commands, state, verdicts
 from mim_jax.compare.protocol import Column
 from mim_jax.compare.records import FAILED
 from mim_jax.compare.table import Table
+from mim_jax.storage import write_text
 from mim_jax.training.watching.report import data_uri
 
 PAGE = """<!doctype html>
@@ -60,9 +60,7 @@ def write_pages(folder: Path, table: Table, facts: Mapping[str, str]) -> None:
         ("table.csv", comma_separated(table)),
         ("table.html", html(table, facts)),
     ):
-        partial = folder / f"{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, folder / name)
+        write_text(folder / name, text)
 
 
 def markdown(table: Table, facts: Mapping[str, str]) -> str:

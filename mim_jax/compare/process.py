@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mim_jax.compare.cores import Cores, only
 from mim_jax.compare.stages import Stage
+from mim_jax.storage import make_folder, open_to_append
 
 MAIN = (sys.executable, "-m", "mim_jax.main")
 """What runs a stage."""
@@ -16,11 +17,11 @@ class Process:
     """A stage under way, on some cores (None = all). Output goes to the end of its log, below the command."""
 
     def __init__(self, stage: Stage, main: Sequence[str], lock: int, cores: Cores | None) -> None:
-        stage.log.parent.mkdir(parents=True, exist_ok=True)
-        with stage.log.open("ab") as log, only(cores):
-            log.write(f"\n$ {stage.command()}\n".encode())
+        make_folder(stage.log.parent)
+        with open_to_append(stage.log) as log, only(cores):
+            log.write(f"\n$ {stage.command()}\n")
             log.flush()
-            self._log, self._from = stage.log, log.tell()
+            self._log, self._from = stage.log, stage.log.stat().st_size
             # The lock is inherited, so that it is held while the process lives, whatever becomes of us. In a session
             # of its own the process gets no Ctrl-C but what we pass on.
             self._process = subprocess.Popen(

@@ -11,9 +11,9 @@ from typing import Any
 from mim_jax.compare.protocol import WALL_SECONDS
 from mim_jax.compare.stages import Stage
 from mim_jax.config.check import ConfigError
+from mim_jax.storage import make_folder, write_json
 from mim_jax.training.watching.log import read_metrics
 from mim_jax.training.watching.sessions import read_sessions
-from mim_jax.training.workdir import write_json
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -46,7 +46,7 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._known = {path.stem: Record(**json.loads(path.read_text())) for path in folder.glob("*.json")}
 
     def get(self, key: str) -> Record | None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.resolve import resolve
@@ -13,12 +13,14 @@ from mim_jax.interop.files import read_weights
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.models.vit import Params
+from mim_jax.storage import located
 from mim_jax.tokenizers.teachers import CLIP_MEAN, CLIP_STD
 
 
 def is_weights(init: str) -> bool:
     """Whether `init` names a file of weights, not the directory of a run."""
-    return bool(Path(init).suffix) and not Path(init).expanduser().is_dir()
+    place = located(init, "config.init")
+    return bool(place.suffix) and not place.is_dir()
 
 
 def with_network_of(config: Config, init: str) -> Config:

@@ -1,11 +1,11 @@
 """What a run takes over from an earlier one: its network's shape, its data, and its encoder's parameters."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config, resolved
@@ -15,10 +15,11 @@ from mim_jax.methods.rules import name_of
 from mim_jax.models.surgery import MODES, surgery
 from mim_jax.models.swin_config import SwinConfig
 from mim_jax.models.vit import Params, Trunk
+from mim_jax.storage import located
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, read_encoder, with_network_of
 from mim_jax.training.sharding import abstract
-from mim_jax.training.workdir import read_config
+from mim_jax.training.workdir import read_config, refuse_changed_config
 
 SHOWN = 5
 """Parameters named in an error."""
@@ -43,7 +44,7 @@ def _inherited(config: Config) -> Config:
                 "config.data.source=init takes the data of a run: name it, --config.init=DIRECTORY, or set config.data.source"
             )
         return config if config.init is None else with_network_of(config, config.init)
-    donor, own = read_config(Path(config.init).expanduser()), config.model
+    donor, own = read_config(located(config.init, "config.init")), config.model
     positions = "learned" if donor.model.positions.startswith("sincos") else donor.model.positions
     model = dataclasses.replace(
         donor.model,
@@ -118,8 +119,11 @@ def read_run(
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     part = "ema" if ema else "params"
     wanted = {part: abstract(shapes, jax.tree.map(lambda _: where, shapes))}
-    with Checkpoints((directory / "checkpoints").absolute()) as checkpoints:
+    with Checkpoints(directory / "checkpoints") as checkpoints:
         found, restored = checkpoints.restore_partial(wanted, step)
+        trained_with = checkpoints.metadata(found)["about"].get("config")
+    if isinstance(trained_with, dict):
+        refuse_changed_config(directory, trained_with)
     return config, method, restored[part], found
 
 
@@ -132,7 +136,7 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
     if is_weights(init):
         encoder, donor = read_encoder(init), method
     else:
-        _, donor, given, _ = read_run(Path(init).expanduser())
+        _, donor, given, _ = read_run(located(init, "config.init"))
         encoder = dict(given["encoder"])
     if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
         encoder["pos_embed"] = Trunk(donor.vit).apply({}, method="positions")

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import jax
 import optax
+from etils.epath import Path
 
 from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, place

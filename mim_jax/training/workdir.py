@@ -1,18 +1,18 @@
 """What lies in a run's directory besides metrics and checkpoints: the configuration, and what it ran with."""
 
 import importlib.metadata
-import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.schema import Config
 from mim_jax.reading import Unreadable, mapping, read_json
+
+CONFIG, VERSIONS = "config.json", "versions.json"
 
 HARMLESS = (
     "config.mesh",
@@ -51,40 +51,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "con
             yield f"{name}: {before!r} -> {after!r}"
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Keeps config.json and versions.json in a new directory; refuses one that belongs to another configuration.
-
-    Raises:
-        ConfigError: naming the keys that differ, or a directory that cannot be written.
-    """
-    path, now = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
-    saved = workdir / "checkpoints"
-    if path.exists() and saved.is_dir() and any(saved.iterdir()):  # else no step was kept: nothing to protect
-        changed = list(
-            differences(to_dict(read_config(workdir)), now)
-        )  # keys of later versions have their defaults
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration ({'; '.join(changed)}): give --workdir another directory,"
-                " or --overwrite to start it anew"
-            )
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(path, now)
-            write_json(workdir / "versions.json", versions())
-        except OSError as error:
-            reason = "it is a file, not a directory" if workdir.is_file() else error.strerror
-            raise ConfigError(f"--workdir={workdir} cannot be written: {reason}") from error
-
-
-def read_config(workdir: Path) -> Config:
+def read_config(workdir: epath.Path) -> Config:
     """The resolved configuration of a run, from its directory alone.
 
     Raises:
         ConfigError: there is no run, or its config.json cannot be read.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     try:
         tree = read_json(path, mapping())
     except Unreadable as error:
@@ -97,6 +70,25 @@ def read_config(workdir: Path) -> Config:
         raise ConfigError(f"{path} is no configuration of ours: {error}") from error
 
 
+def refuse_changed_config(workdir: epath.Path, trained_with: Mapping[str, Any]) -> None:
+    """Raises ConfigError where config.json is not what the checkpoint says it was trained with."""
+    changed = list(differences(to_dict(checked(workdir, trained_with)), to_dict(read_config(workdir))))
+    if changed:
+        raise ConfigError(
+            f"{workdir / CONFIG} was changed after the training ({'; '.join(changed)}): put it back as it was"
+        )
+
+
+def checked(workdir: epath.Path, trained_with: Mapping[str, Any]) -> Config:
+    """The configuration that a checkpoint says it was trained with. Raises ConfigError where it is none."""
+    try:
+        return check(trained_with)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the checkpoints in {workdir} were trained with no configuration of ours: {error}"
+        ) from error
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes: Python, packages, devices."""
     found = {"python": platform.python_version()}
@@ -105,10 +97,3 @@ def versions() -> dict[str, str]:
     found["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
     found["processes"] = str(jax.process_count())
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all, also when killed half-way."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

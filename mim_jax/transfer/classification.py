@@ -1,12 +1,12 @@
 """How well a classifier does on held-out images: `eval/top1` and its relatives."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from etils.epath import Path
 
 from mim_jax.methods.protocol import Batch, Method
 from mim_jax.training.watching.log import STANDARD_ERROR

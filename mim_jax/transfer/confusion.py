@@ -1,13 +1,14 @@
 """The confusion matrix as a picture: with the names of the classes, and where these are too many, the commonest mistakes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from etils.epath import Path
 from sklearn.metrics import confusion_matrix
 
+from mim_jax.storage import whole_file
 from mim_jax.transfer.metrics import Labels, Scores
 
 matplotlib.use("Agg")
@@ -59,7 +60,8 @@ def draw_confusion(path: Path, scores: Scores, labels: Labels, names: Sequence[s
     if not few and (lines := mistakes(shares, shown)):
         text = "Most frequent confusions:\n" + "\n".join(lines)
         figure.text(0.1, -0.02, text, va="top", fontsize=8, parse_math=False)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -21,8 +21,8 @@ from mim_jax.config.schema import Config, resolved
 from mim_jax.data import DataError, EvenSample, open_source
 from mim_jax.main import TASKS
 from mim_jax.methods import build_method
+from mim_jax.storage import write_json
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
-from mim_jax.training.workdir import write_json
 
 NETWORK = {"model.depth": 4, "data.source": "synthetic:100:16", "augment.eval_crop": "none"}
 SWIN = {
@@ -30,6 +30,9 @@ SWIN = {
     "model__relative_bias": "none", "model__qkv_bias": "qkv", "model__layer_scale": None, "model__cls": False,
     "data__batch_size": 16,
 }  # fmt: skip
+
+KEPT = ("config.json", "mim_jax.json", "versions.json")
+"""In every directory of a task."""
 
 
 def finished(folder: Path, file: str, **overrides: Any) -> Path:
@@ -82,7 +85,7 @@ def test_two_runs_side_by_side(
     assert runner(config, tmp_path / "out") == 0
     files = {path.name for path in (tmp_path / "out").iterdir()}
     pictures = {"layers.png", "cka.png", "attention-1.png", "attention-2.png", "rollout.png"}
-    assert files == {"report.html", "config.json", "heads.csv", "layers.csv", "cka.csv", *pictures}
+    assert files == {*KEPT, "report.html", "heads.csv", "layers.csv", "cka.csv", *pictures}
     heads, layers, cka = (rows(tmp_path / "out" / f"{name}.csv") for name in ("heads", "layers", "cka"))
     assert [(row["run"], row["layer"], row["head"]) for row in heads] == [
         (name, str(layer), str(head))
@@ -118,7 +121,7 @@ def test_a_swin_on_given_images(runs: dict[str, Path], tmp_path: Path) -> None:
     }  # fmt: skip
     assert run(analysis(runs["swin"], **options), tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.html", "config.json", "heads.csv", "layers.csv", "cka.csv", "layers.png", "cka.png",
+        *KEPT, "report.html", "heads.csv", "layers.csv", "cka.csv", "layers.png", "cka.png",
     }  # fmt: skip
     found, heads = (rows(tmp_path / "out" / f"{name}.csv") for name in ("layers", "heads"))
     assert {row["kind"] for row in found} == {"other"} and [row["heads"] for row in found] == list("2244")

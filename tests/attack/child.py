@@ -63,6 +63,7 @@ def _outcome(case: Case, tmp: Path) -> dict[str, object]:
         return {"state": "broken"}
     from mim_jax.config.check import ConfigError
     from mim_jax.data import DataError
+    from mim_jax.storage import StorageError
     from mim_jax.training.checkpoints import CheckpointError
 
     _stop_before_training()
@@ -72,7 +73,7 @@ def _outcome(case: Case, tmp: Path) -> dict[str, object]:
         return {"state": "returned", "code": 0, "training": True}
     except SystemExit as error:
         return {"state": "returned", "code": error.code}
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, CheckpointError, StorageError) as error:
         # A function of the library: what a command would print.
         print(f"mim_jax: {error}", file=sys.stderr)
         return {"state": "returned", "code": 2}

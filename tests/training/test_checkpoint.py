@@ -215,7 +215,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     for message, arguments, options in [
         ("keep_last=0", tmp_path, {"keep_last": 0}),
         ("best_mode='most'", tmp_path, {"best_mode": "most"}),
-        ("mount the bucket", "gs://bucket/run", {}),
+        ("other storage has to be mounted", "s3://bucket/run", {}),
         ("is a file", tmp_path / "file", {}),
     ]:
         with pytest.raises(CheckpointError, match=message):

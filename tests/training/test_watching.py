@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tiny import STEPS, tiny_config, tiny_run
 
-from mim_jax import main, pretrain
+from mim_jax import pretrain
 from mim_jax.config.check import ConfigError
 from mim_jax.training.watching import bad_images, sessions, watch
 from mim_jax.training.watching.first_batch import FirstBatch, draw
@@ -305,13 +305,3 @@ def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "25 images could not be read" in page and "&lt;no&gt; image" in page and "And 5 more" in page
     assert page.count('class="path"') == bad_images.LISTED
-
-
-def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds no run of ours"):
-        main._delete_run(tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
-    (tmp_path / "config.json").write_text("{}")
-    main._delete_run(tmp_path)
-    assert not tmp_path.exists()

@@ -10,13 +10,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
+from etils.epath import Path
 
 from mim_jax.reading import Unreadable, listed, mapping, number, parse_json, read_bytes, record, text, whole
+from mim_jax.storage import write_json
 from mim_jax.training.checkpoints.checksums import FileSum, first_damage
 
 NAME = "manifest.json"
@@ -29,7 +31,8 @@ _BODY = record(
         "leaves": mapping(record({"shape": listed(whole(0, 2**40), longest=32), "dtype": text(64)})),
         "metrics": mapping(number()),
         "files": mapping(record({"size": whole(0), "sha256": text(64)})),
-    }
+    },
+    {"about": record({}, {"config": mapping()})},
 )
 
 
@@ -67,12 +70,14 @@ class Manifest:
       leaves: by path ("params/encoder/kernel"), every leaf of the saved tree.
       metrics: the metrics given to the save.
       files: by name relative to the checkpoint's directory, every file but the manifest.
+      about: what the run says of itself, as JSON: its configuration, by which a resumed run is known to be the same.
     """
 
     step: int
     leaves: Mapping[str, LeafSpec]
     metrics: Mapping[str, float]
     files: Mapping[str, FileSum]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -81,13 +86,9 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes manifest.json and makes sure that it is on disk. Raises OSError."""
+    """Writes manifest.json and makes sure that it is on disk. Raises StorageError."""
     body = dataclasses.asdict(manifest) | {"format": _FORMAT}
-    with (directory / NAME).open("w") as file:
-        json.dump(body | {"sha256": _digest(body)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    write_json(directory / NAME, body | {"sha256": _digest(body)})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -104,7 +105,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise DamagedError(f"{NAME} cannot be read ({error})") from error
     _check_names(directory, body)
     leaves = {path: LeafSpec(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in body["leaves"].items()}
-    return Manifest(body["step"], leaves, body["metrics"], body["files"])
+    return Manifest(body["step"], leaves, body["metrics"], body["files"], body.get("about", {}))
 
 
 def _check_names(directory: Path, body: Mapping[str, Any]) -> None:

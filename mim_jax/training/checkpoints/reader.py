@@ -1,10 +1,11 @@
 """Finds the newest good checkpoint, and reads arrays onto the shardings asked for."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils.epath import Path
 
 from mim_jax.training.checkpoints import files
 from mim_jax.training.checkpoints import tree as trees
@@ -47,6 +48,18 @@ def newest_good(directory: Path) -> Entry | None:
             f"none of the {len(found)} checkpoints in {directory} is good (the log says why for each): "
             "restore the directory from a copy, or move it away to start afresh"
         )
+    return None
+
+
+def saved_about(directory: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint that says anything says of its run (`Checkpoints(about=)`); its arrays are not verified."""
+    for entry in reversed(files.entries(directory)):
+        try:
+            about = read_manifest(directory / entry.name).about
+        except DamagedError:
+            continue
+        if about:
+            return dict(about)
     return None
 
 

@@ -12,8 +12,7 @@ every method that writes or restores is called by all, and the directory is on a
 """
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils.epath import Path
 from jax.experimental import multihost_utils
 
 from mim_jax.training.checkpoints import files, reader
@@ -45,6 +45,8 @@ class Checkpoints:
       keep_every: steps that are multiples stay for ever; 0 for none.
       best_metric: the checkpoint saved with the best value of this metric stays as well.
       best_mode: "max" or "min".
+      about: what every checkpoint says of its run, as JSON (`saved_about`).
+      on_saved: called with the step, on the first process in the writing thread, once a checkpoint counts.
       asynchronous: whether save returns once the arrays have left the device and a thread goes on writing.
     """
 
@@ -56,6 +58,8 @@ class Checkpoints:
         keep_every: int = 0,
         best_metric: str | None = None,
         best_mode: str = "max",
+        about: Mapping[str, Any] | None = None,
+        on_saved: Callable[[int], None] = lambda step: None,
         asynchronous: bool = True,
     ) -> None:
         if keep_last < 1 or keep_every < 0 or best_mode not in ("max", "min"):
@@ -66,6 +70,7 @@ class Checkpoints:
         self.directory: Path = files.checked_directory(directory)
         self._keep_last, self._keep_every = keep_last, keep_every
         self._best_metric, self._best_mode = best_metric, best_mode
+        self._about, self._on_saved = dict(about or {}), on_saved
         self._asynchronous = asynchronous
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
         self._writer = Writer(self.directory, self._orbax, self._thin_out)
@@ -89,7 +94,7 @@ class Checkpoints:
         flat = trees.flatten(state)
         arrays = trees.stored(flat)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        self._writer.start(Manifest(step, trees.describe(flat), numbers, files={}), arrays)
+        self._writer.start(Manifest(step, trees.describe(flat), numbers, files={}, about=self._about), arrays)
         if not self._asynchronous:
             self.wait()
 
@@ -144,7 +149,7 @@ class Checkpoints:
     def metadata(self, step: int) -> dict[str, Any]:
         """What is known of a checkpoint without reading its arrays.
 
-        Returns "step", "metrics", "bytes" on disk, and "tree": nested plain dicts of jax.ShapeDtypeStruct
+        Returns "step", "metrics", "about", "bytes" on disk, and "tree": nested plain dicts of jax.ShapeDtypeStruct
         without shardings. Raises CheckpointError.
         """
         entry = reader.last_entry(self.directory, step)
@@ -153,7 +158,13 @@ class Checkpoints:
         except DamagedError as error:
             raise reader.damaged(self.directory, entry, error) from error
         tree = trees.nest(manifest.leaves)
-        return {"step": step, "metrics": dict(manifest.metrics), "bytes": manifest.size, "tree": tree}
+        return {
+            "step": step,
+            "metrics": dict(manifest.metrics),
+            "about": dict(manifest.about),
+            "bytes": manifest.size,
+            "tree": tree,
+        }
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads. Raises CheckpointError as wait does."""
@@ -224,6 +235,7 @@ class Checkpoints:
 
     def _thin_out(self, step: int) -> None:
         """Once `step` is on disk, removes what need not be kept, what it replaces, and those refused."""
+        self._on_saved(step)
         current = {entry.step: entry for entry in self._trusted()}  # later generations win
         kept = steps_to_keep(
             current,

@@ -3,20 +3,22 @@
 On several processes Orbax lets every one write its shards and merges them; the first process does the rest.
 """
 
+import contextlib
 import dataclasses
 import errno
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils.epath import Path
 from jax.experimental import multihost_utils
 
+from mim_jax.storage import make_folder
 from mim_jax.training.checkpoints import files
 from mim_jax.training.checkpoints.checksums import sum_files
 from mim_jax.training.checkpoints.manifest import CheckpointError, Manifest, first_line, write_manifest
@@ -92,9 +94,9 @@ class Writer:
 
     def _prepare(self, path: Path) -> None:
         if jax.process_index() == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self._directory)
             files.remove_leftovers(self._directory)
-            path.mkdir()
+            make_folder(path)
 
     def _start_arrays(self, path: Path, arrays: Mapping[str, jax.Array]) -> None:
         if arrays:  # Orbax refuses an empty tree
@@ -132,7 +134,8 @@ def _failure_of(directory: Path, step: int, action: Callable[[], None]) -> Check
         )
         failure.__cause__ = error
         if jax.process_index() == 0:
-            shutil.rmtree(files.unfinished_path(directory, step), ignore_errors=True)
+            with contextlib.suppress(OSError):  # there may be nothing, or what failed is the disk
+                files.remove(files.unfinished_path(directory, step))
         return failure
     return None
 

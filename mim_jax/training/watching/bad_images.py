@@ -1,14 +1,14 @@
 """Images that were replaced because they could not be read (data.on_bad_image=skip): counted and listed."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
 from mim_jax.data import Source
 from mim_jax.reading import Unreadable, mapping, read_json, text
-from mim_jax.training.workdir import write_json
+from mim_jax.storage import write_json
 
 FILE = "bad_images.json"
 LISTED = 20

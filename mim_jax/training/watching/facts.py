@@ -1,11 +1,11 @@
 """What there is to say of a run before it starts (console) and after it has ended (report)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader, Source

@@ -1,12 +1,14 @@
 """first_batch.png: what the network is given, before hours go by. The images of the first batch as the loader gives them."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mim_jax.storage import whole_file
 
 FILE = "first_batch.png"
 SHOWN, COLUMNS = 32, 8
@@ -55,7 +57,8 @@ def draw(path: Path, batch: HostBatch, class_names: Sequence[str]) -> None:
     axis.set_ylim(span_y - GAP, -GAP)
     axis.set_aspect("auto")
     axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def label_text(label: int, class_names: Sequence[str]) -> str:

@@ -4,15 +4,16 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils.epath import Path
 from tqdm import tqdm
 
 from mim_jax.config.check import ConfigError
 from mim_jax.progress import Estimate, clock
 from mim_jax.reading import Unreadable, number, parse_json, read_bytes, record, whole
+from mim_jax.storage import is_bucket, make_folder, open_to_append, write_text
 
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
@@ -28,6 +29,10 @@ MOST = 1 << 30
 _RECORD = record({"step": whole(0, 2**53)}, others=number())
 
 
+UPLOAD_SECONDS = 10.0
+"""Between two uploads of a metrics.jsonl in a bucket: a kill loses at most so much of it."""
+
+
 class MetricLog:
     """`metrics.jsonl`: one JSON object a line with `step` (updates done) and flat keys. Only the first host has one.
 
@@ -37,18 +42,31 @@ class MetricLog:
     def __init__(self, path: Path, *, first_step: int) -> None:
         kept = read_metrics(path) if first_step else []  # a run that starts at 0 evaluates step 0 anew
         self.records = [record for record in kept if record["step"] <= first_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = path.open("a", buffering=1)
+        make_folder(path.parent)
+        self._path = path
+        self._write_all()
+        self._file = (
+            None if is_bucket(path) else open_to_append(path)
+        )  # an object in a bucket is written whole
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line; it is on its way to the disk when this returns."""
+        """Appends one line; it is on its way to the disk when this returns (to a bucket within UPLOAD_SECONDS)."""
         record = {"step": step, **{key: float(value) for key, value in values.items()}}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+        elif time.time() - self._written > UPLOAD_SECONDS:
+            self._write_all()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self._written = time.time()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,16 +2,18 @@
 
 import base64
 import io
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib
 import numpy as np
+from etils.epath import Path
 from PIL import Image
 
 from mim_jax.methods.protocol import Picture
+from mim_jax.storage import write_text
 from mim_jax.training.watching import bad_images, curves
 from mim_jax.training.watching.table import Rows
 
@@ -52,7 +54,7 @@ def write_report(
         start: what the network of step 0 is called.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
@@ -75,7 +77,7 @@ def write_report(
         bad_more=max(0, len(bad) - bad_images.LISTED),
         config_text=config_text,
     )
-    path.write_text(page)
+    write_text(path, page)
 
 
 def examples(picture: Picture, names: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
 from mim_jax.reading import Unreadable, listed, number, read_json, record, whole
-from mim_jax.training.workdir import write_json
+from mim_jax.storage import write_json
 
 FILE = "sessions.json"
 PERIOD = 5.0

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import jax
+from etils.epath import Path
 
 from mim_jax.config.schema import Config
-from mim_jax.training.watching.log import UNIX_TIME, MetricLog
+from mim_jax.storage import is_bucket, make_folder
+from mim_jax.training.watching.log import UNIX_TIME, MetricLog, say
 from mim_jax.training.watching.sessions import Session
 from mim_jax.training.watching.tensorboard_sink import TensorBoardSink
 from mim_jax.training.watching.wandb_sink import WandbSink
@@ -58,7 +59,12 @@ def open_sinks(config: Config, workdir: Path, first_step: int, started: float) -
         return Sinks([])
     log = MetricLog(workdir / "metrics.jsonl", first_step=first_step)
     sinks: list[Sink] = [log, Session(workdir, first_step=first_step, started=started)]
-    if config.log.tensorboard:
+    if config.log.tensorboard and is_bucket(workdir):
+        say(
+            "no TensorBoard events: their files grow line by line, which a bucket's cannot; metrics.jsonl has all numbers"
+        )
+    elif config.log.tensorboard:
+        make_folder(workdir / "tensorboard")
         sinks.append(TensorBoardSink(workdir / "tensorboard", log.records))
     if config.log.wandb:
         sinks.append(WandbSink(config, workdir))

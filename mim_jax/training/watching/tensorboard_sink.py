@@ -7,11 +7,12 @@ and a run that switches log.tensorboard on half-way gets its past, too. The new 
 step 0, so that a TensorBoard that is watching drops what it has read.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils.epath import Path
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -33,8 +34,8 @@ class TensorBoardSink:
     def __init__(self, directory: Path, records: Sequence[Mapping[str, Any]]) -> None:
         for old in directory.glob("events.out.tfevents.*"):
             # A TensorBoard that is reading a file never goes on to the next one if it vanishes: empty it, remove it later.
-            if old.stat().st_size:
-                old.write_bytes(b"")
+            if os.lstat(old).st_size and not os.path.islink(old):
+                os.truncate(old, 0)
             else:
                 old.unlink()
         self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_SECONDS)

@@ -1,17 +1,18 @@
 """Weights & Biases, an option: imported only where config.log.wandb names a project."""
 
 import importlib
-import json
 import os
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.schema import Config
 from mim_jax.reading import Unreadable, read_json, record, text
+from mim_jax.storage import is_bucket, write_json
 from mim_jax.training.watching.log import UNIX_TIME
 
 
@@ -32,7 +33,7 @@ def run_id(workdir: Path) -> str:
     """The id of this run at W&B, made once and kept in the work directory: a resumed run is the same run there."""
     path = workdir / "wandb.json"
     if not os.path.lexists(path):
-        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
+        write_json(path, {"id": secrets.token_hex(4)})
     try:
         found = str(read_json(path, record({"id": text(128)}))["id"])
     except Unreadable as error:
@@ -57,7 +58,7 @@ class WandbSink:
                 id=run_id(workdir),
                 resume="allow",
                 name=workdir.name,
-                dir=str(workdir),
+                dir=None if is_bucket(workdir) else str(workdir),
                 config=to_dict(config),
                 allow_val_change=True,  # keys that cannot change the result may differ in a resumed run
             )
