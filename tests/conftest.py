@@ -33,9 +33,11 @@ def official_optimisers() -> dict[str, Any]:
     return listed
 
 
-@pytest.fixture(scope="session")
-def mapet_official() -> "np.lib.npyio.NpzFile":
-    return official("mapet_public")
+@pytest.fixture(params=["float64", "float32"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both precisions in which numbers are compared with those of the papers' own code; matrix products exact."""
+    with jax.enable_x64(request.param == "float64"), jax.default_matmul_precision("highest"):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

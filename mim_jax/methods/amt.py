@@ -18,6 +18,7 @@ from mim_jax.corruptions.attention_driven import (
     num_masked_and_thrown,
     partition,
     patches_of_units,
+    scores_from_noise,
     unit_weights,
 )
 from mim_jax.corruptions.masking import num_units_masked
@@ -26,7 +27,7 @@ from mim_jax.methods.amt_picture import amt_picture
 from mim_jax.methods.attention_bank import NAME, AttentionBank, BankOptions, attention_maps
 from mim_jax.methods.flops import dense_flops, plain_flops
 from mim_jax.methods.mae import Mae, MaeOptions
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Pass, Phase, Picture, View
+from mim_jax.methods.protocol import Artefacts, Batch, Draws, Method, Outputs, Pass, Phase, Picture, View
 from mim_jax.methods.simmim import Simmim, SimmimOptions
 from mim_jax.models.vit import Params
 
@@ -117,10 +118,13 @@ class AmtMae(Driven, Mae):
             self.num_hidden = masked
             self.num_visible = self.vit.num_patches - masked - self.num_thrown
 
+    def draws(self, keys: jax.Array) -> Draws:
+        return self.bank.draws(keys, self.vit.num_patches) if self.driven else super().draws(keys)
+
     def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
         if not self.driven:
             return super().split(keys, batch, artefacts)
-        scores = self.bank.scores(keys, self.bank.weights(batch, artefacts))
+        scores = scores_from_noise(self.draws(keys)["noise"], self.bank.weights(batch, artefacts))
         masked, _, visible = partition(scores, self.num_hidden, self.num_thrown)
         return visible, masked
 
@@ -150,12 +154,17 @@ class AmtSimmim(Driven, Simmim):
             self.num_masked = self.units_masked * options.unit**2
             self.num_visible = kept * options.unit**2
 
+    def draws(self, keys: jax.Array) -> Draws:
+        units = self.vit.num_patches // self.amt.unit**2
+        return self.bank.draws(keys, units) if self.driven else super().draws(keys)
+
     def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
         if not self.driven:
             return super().split(keys, batch, artefacts)
         grid, unit = self.vit.grid, self.amt.unit
         weights = unit_weights(self.bank.weights(batch, artefacts), grid, unit)
-        masked, _, kept = partition(self.bank.scores(keys, weights), self.units_masked, self.units_thrown)
+        scores = scores_from_noise(self.draws(keys)["noise"], weights)
+        masked, _, kept = partition(scores, self.units_masked, self.units_thrown)
         return patches_of_units(kept, grid, unit), patches_of_units(masked, grid, unit)
 
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:

@@ -15,10 +15,9 @@ from mim_jax.corruptions.attention_driven import (
     crop_map,
     normalise_attention,
     official_corner,
-    scores_from_weights,
 )
 from mim_jax.data import InputSpec
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Pass, Phase, same_row
+from mim_jax.methods.protocol import Artefacts, Batch, Draws, Method, Pass, Phase, fold, same_row
 from mim_jax.models.vit import Params
 
 NAME = "attention"
@@ -103,9 +102,9 @@ class AttentionBank:
             maps, batch["box"], flips
         )
 
-    def scores(self, keys: jax.Array, weights: jax.Array) -> jax.Array:
-        """Scores of patches or units, [B, n] like the weights; the most attended first, at random."""
-        return jax.vmap(lambda key, w: scores_from_weights(jax.random.fold_in(key, 3), w))(keys, weights)
+    def draws(self, keys: jax.Array, length: int) -> Draws:
+        """`noise` [B, length], Gumbel: added to the logarithm of the weights, it makes the order a weighted draw."""
+        return {"noise": jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(fold(keys, 3))}
 
 
 def attention_maps(method: Method, params: Params, images: jax.Array) -> jax.Array:

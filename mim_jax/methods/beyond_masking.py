@@ -22,12 +22,23 @@ from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.kinds import Depth, Heads, Name, Share, Side, Width, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions import degradation, misalignment
-from mim_jax.corruptions.masking import num_kept, random_split
+from mim_jax.corruptions.masking import num_kept, split_by_noise
 from mim_jax.data import InputSpec
 from mim_jax.methods.flops import encoder_decoder_flops
 from mim_jax.methods.mae import check_decoder, mean_squares
 from mim_jax.methods.pixel_picture import by_visible_statistics, caption, draw, draw_images, put
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture, Terms, View
+from mim_jax.methods.protocol import (
+    Artefacts,
+    Batch,
+    Draws,
+    Method,
+    Outputs,
+    Picture,
+    Terms,
+    View,
+    fold,
+    uniform_noise,
+)
 from mim_jax.methods.rules import Rules, ones, truncated_normal, uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import take_rows
@@ -121,7 +132,7 @@ class BeyondMasking(Method):
 
     @property
     def rules(self) -> Rules:
-        """Spec A5 and A6: truncated at one sigma; patch projection and bridge torch's default; MASK does not decay."""
+        """spec beyond_masking.md A5 and A6: truncated at one sigma; patch projection and bridge torch's default; MASK does not decay."""
         return Rules(
             init=(
                 (r"patch_embed/", uniform((3 * self.vit.patch**2) ** -0.5)),
@@ -142,23 +153,36 @@ class BeyondMasking(Method):
 
     # Corruption.
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        original = self.clean_images(batch)
+    def draws(self, keys: jax.Array) -> Draws:
+        """What the task draws: `offset` (zoom_out), `noise` (mask: the smallest stays visible), `centre` and `strength`
+        (distort), `kernel` and `bias` (blur), `weights` (decolorize)."""
         shared = jnp.broadcast_to(keys[:1], keys.shape) if self.options.draws == "batch" else keys
-        view: View = {}
+        drawn: Draws = {}
         if self.geometry == "zoom_out":
             margin = self.side - self.source_side
-            view["offset"] = jax.vmap(lambda key: misalignment.draw_offset(key, (margin, margin)))(
-                _fold(shared, 1)
+            drawn["offset"] = jax.vmap(lambda key: misalignment.draw_offset(key, (margin, margin)))(
+                fold(shared, 1)
             )
-        network = self.degrade(
-            keys, shared, normalise(original, self.config.data.mean, self.config.data.std), view
-        )
+        if self.masked:
+            drawn["noise"] = uniform_noise(fold(keys, 2), self.vit.num_patches)
+        if "distort" in self.styles:
+            drawn["centre"], drawn["strength"] = jax.vmap(misalignment.draw_distortion)(fold(keys, 3))
+        if "blur" in self.styles:
+            drawn["kernel"] = jax.vmap(degradation.draw_kernel)(fold(keys, 4))
+            if self.options.blur_bias:
+                drawn["bias"] = jax.vmap(_blur_bias)(fold(keys, 5))
+        if "decolorize" in self.styles:
+            drawn["weights"] = jax.vmap(degradation.draw_weights)(fold(shared, 6))
+        return drawn
+
+    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+        original, drawn = self.clean_images(batch), self.draws(keys)
+        view: View = {"offset": drawn["offset"]} if self.geometry == "zoom_out" else {}
+        network = self.degrade(normalise(original, self.config.data.mean, self.config.data.std), view, drawn)
         view["patches"] = patchify(network, self.vit.patch)
         count = self.vit.num_patches
         if self.masked:
-            split = jax.vmap(lambda key: random_split(key, count, self.num_visible))
-            view["visible"], view["hidden"] = split(_fold(keys, 2))
+            view["visible"], view["hidden"] = split_by_noise(drawn["noise"], self.num_visible)
         else:
             view["visible"] = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (len(keys), count))
             view["hidden"] = jnp.zeros((len(keys), 0), jnp.int32)
@@ -167,7 +191,7 @@ class BeyondMasking(Method):
         )  # for the picture; XLA drops it
         return view | self.targets(original, view)
 
-    def degrade(self, keys: jax.Array, shared: jax.Array, images: jax.Array, view: View) -> jax.Array:
+    def degrade(self, images: jax.Array, view: View, drawn: Draws) -> jax.Array:
         """What the network sees of normalised images [B, h, w, 3], on the encoder's raster."""
         if self.geometry == "zoom_in":
             images = misalignment.zoom_in(images, (self.side, self.side))
@@ -175,16 +199,13 @@ class BeyondMasking(Method):
             images = self.canvas(images, view)
         for style in self.styles:
             if style == "distort":
-                centre, strength = jax.vmap(misalignment.draw_distortion)(_fold(keys, 3))
-                images = jax.vmap(misalignment.distort)(images, centre, strength)
+                images = jax.vmap(misalignment.distort)(images, drawn["centre"], drawn["strength"])
             elif style == "blur":
-                images = degradation.blur(images, jax.vmap(degradation.draw_kernel)(_fold(keys, 4)))
+                images = degradation.blur(images, drawn["kernel"])
                 if self.options.blur_bias:
-                    images = images + jax.vmap(_blur_bias)(_fold(keys, 5))[:, None, None]
+                    images = images + drawn["bias"][:, None, None]
             else:
-                images = jax.vmap(degradation.decolorize)(
-                    images, jax.vmap(degradation.draw_weights)(_fold(shared, 6))
-                )
+                images = jax.vmap(degradation.decolorize)(images, drawn["weights"])
         return images
 
     def canvas(self, images: jax.Array, view: View) -> jax.Array:
@@ -281,7 +302,7 @@ class BeyondMasking(Method):
 
 
 def ring_error(squares: jax.Array, margin: int) -> jax.Array:
-    """Sum of the means of the four strips around the centre, per example; 0 where there is no margin (spec A10.3).
+    """Sum of the means of the four strips around the centre, per example; 0 where there is no margin (spec beyond_masking.md A10 item 9).
 
     Args:
         squares: [B, Z, Z, 3]. margin: width of the ring, pixels.
@@ -296,10 +317,5 @@ def ring_error(squares: jax.Array, margin: int) -> jax.Array:
 
 
 def _blur_bias(key: jax.Array) -> jax.Array:
-    """The default bias of a torch convolution over 147 inputs, one value a channel (spec A4 d: official, drawn once)."""
+    """The default bias of a torch convolution over 147 inputs, one value a channel (spec beyond_masking.md A4 d: official, drawn once)."""
     return jax.random.uniform(key, (3,), minval=-(147.0**-0.5), maxval=147.0**-0.5)
-
-
-def _fold(keys: jax.Array, number: int) -> jax.Array:
-    """Keys of one purpose from each example's key."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

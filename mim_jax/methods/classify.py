@@ -1,6 +1,6 @@
 """Classification: from scratch, fine-tuning of a pre-trained encoder, and linear probes of a frozen one.
 
-Spec amt.md 1.5 (probe), 1.6 and 2.2, mapet.md 10 (fine-tuning). `config.init` names the run to start from.
+spec amt.md 1.5 (probe), 1.6 and 2.2, spec mapet.md 10 (fine-tuning). `config.init` names the run to start from.
 """
 
 import dataclasses

@@ -8,10 +8,21 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Depth, Heads, Share, Width
 from mim_jax.config.schema import Config
-from mim_jax.corruptions.masking import num_kept, random_split
+from mim_jax.corruptions.masking import num_kept, split_by_noise
 from mim_jax.methods.flops import encoder_decoder_flops
 from mim_jax.methods.pixel_picture import pixel_picture
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture, Terms, View
+from mim_jax.methods.protocol import (
+    Artefacts,
+    Batch,
+    Draws,
+    Method,
+    Outputs,
+    Picture,
+    Terms,
+    View,
+    fold,
+    uniform_noise,
+)
 from mim_jax.methods.rules import Rules, normal, ones, uniform, xavier_uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import take_rows
@@ -52,7 +63,7 @@ class Mae(Method):
 
     @property
     def rules(self) -> Rules:
-        """Spec amt.md 1.3 and 1.4: Xavier, fused q, k, v as one matrix; the CLS and MASK tokens decay."""
+        """spec amt.md 1.3 and 1.4: Xavier, fused q, k, v as one matrix; the CLS and MASK tokens decay."""
         return Rules(
             init=(
                 (r"patch_embed/bias$", uniform((3 * self.vit.patch**2) ** -0.5)),
@@ -64,10 +75,13 @@ class Mae(Method):
             decay=((r"(kernel|cls_token|mask_token)$", True), (r".", False)),
         )
 
+    def draws(self, keys: jax.Array) -> Draws:
+        """`noise` [B, L]: the patches of smallest noise stay visible."""
+        return {"noise": uniform_noise(fold(keys, 2), self.vit.num_patches)}
+
     def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
         """Indices of the visible and of the hidden patches, int32 [B, K] and [B, M]."""
-        split_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        return jax.vmap(lambda key: random_split(key, self.vit.num_patches, self.num_visible))(split_keys)
+        return split_by_noise(self.draws(keys)["noise"], self.num_visible)
 
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
         patches = self.network_patches(keys, batch)

@@ -22,10 +22,10 @@ import numpy as np
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, words
 from mim_jax.config.schema import Config
-from mim_jax.corruptions.permutation import attention_masks, draw_order, ranks, tie_ranks
+from mim_jax.corruptions.permutation import attention_masks, order_from_noise, ranks, tie_ranks
 from mim_jax.methods.flops import dense_flops, two_stream_flops
 from mim_jax.methods.mim import Mim, MimOptions
-from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
+from mim_jax.methods.protocol import Artefacts, Batch, Draws, Outputs, Picture, View, fold, uniform_noise
 from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
 from mim_jax.methods.token_picture import token_picture
 from mim_jax.models.two_streams import TwoStreams
@@ -96,13 +96,16 @@ class Mapet(TokenMethod):
         keys = slots + (self.num_targets if self.mask_tokens else 0)
         return TwoStreams(content[:keys, :keys], query[:, :keys], self.context)
 
+    def draws(self, keys: jax.Array) -> Draws:
+        """`noise` [B, L]: patches stand in the order of their noise, ascending, behind CLS."""
+        return {"noise": uniform_noise(keys, self.vit.num_patches)}
+
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
         images = self.clean_images(batch)
-        order = jax.vmap(lambda key: draw_order(key, self.vit.num_patches))(keys)
-        jitter_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        order = order_from_noise(self.draws(keys)["noise"])
         targets = order[:, self.context :] - 1
         return {
-            "patches": patchify(self.network_images(jitter_keys, images), self.vit.patch),
+            "patches": patchify(self.network_images(fold(keys, 1), images), self.vit.patch),
             "order": order,
             "targets": targets,
             "labels": labels_at(self.labels(batch, images, artefacts), targets),

@@ -8,9 +8,9 @@ import jax
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, words
 from mim_jax.config.schema import Config
-from mim_jax.corruptions.masking import block_mask, masked_first, random_mask
+from mim_jax.corruptions.masking import block_mask, mask_from_noise, masked_first
 from mim_jax.methods.flops import dense_flops, plain_flops
-from mim_jax.methods.protocol import Artefacts, Batch, Outputs, Picture, View
+from mim_jax.methods.protocol import Artefacts, Batch, Draws, Outputs, Picture, View, fold, uniform_noise
 from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
 from mim_jax.methods.token_picture import token_picture
 from mim_jax.models.vit import Params
@@ -41,12 +41,18 @@ class Mim(TokenMethod):
                 f"config.method.num_masked={self.num_masked} must lie in 1..{length}, the number of patches"
             )
 
+    def draws(self, keys: jax.Array) -> Draws:
+        """`mask` bool [B, L], True = hidden."""
+        if self.options.masking == "random":
+            return {"mask": mask_from_noise(uniform_noise(keys, self.vit.num_patches), self.num_masked)}
+        grid, least = self.vit.grid, self.options.min_block
+        return {"mask": jax.vmap(lambda key: block_mask(key, grid, self.num_masked, min_block=least))(keys)}
+
     def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
         images = self.clean_images(batch)
-        mask = jax.vmap(self._mask)(keys)
+        mask = self.draws(keys)["mask"]
         targets, _ = masked_first(mask, self.num_masked)
-        jitter_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        network = self.network_images(jitter_keys, images)
+        network = self.network_images(fold(keys, 1), images)
         labels = self.labels(batch, images, artefacts)
         return {
             "patches": patchify(network, self.vit.patch),
@@ -54,11 +60,6 @@ class Mim(TokenMethod):
             "targets": targets,
             "labels": labels_at(labels, targets),
         }
-
-    def _mask(self, key: jax.Array) -> jax.Array:
-        if self.options.masking == "random":
-            return random_mask(key, self.vit.num_patches, self.num_masked)
-        return block_mask(key, self.vit.grid, self.num_masked, min_block=self.options.min_block)
 
     def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
         logits = self.apply(

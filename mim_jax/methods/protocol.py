@@ -5,8 +5,10 @@
     loss(outputs, view) -> {term: (sum, count)}    per example [B] each; the trainer sums over examples, parts and
                                                    devices and divides once
 
-A simple method writes these three and says which network it trains; everything else has a default. A view is a dict of
-arrays with a leading batch dimension. Its key `patches` [B, L, p p 3] holds the pixels the network may read, if the
+A simple method writes these three and says which network it trains; everything else has a default. The methods of the
+papers make all their random choices in `draws(keys)`, which `corrupt` calls: so a test hands a method the masks, noise or
+orders that a paper's own code used, and everything else is what training runs. A view is a dict of arrays with a
+leading batch dimension. Its key `patches` [B, L, p p 3] holds the pixels the network may read, if the
 method has them as patches: the held-out baseline "another image's patches" exchanges them.
 """
 
@@ -35,6 +37,8 @@ View = dict[str, jax.Array]
 Outputs = dict[str, jax.Array]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 Artefacts = dict[str, Any]
+Draws = dict[str, jax.Array]
+"""What `corrupt` chooses at random, each with a leading batch dimension; made from one key per example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +273,16 @@ class Method(abc.ABC):
         return patchify(
             normalise(to_unit(images), self.config.data.mean, self.config.data.std), self.net.patch
         )
+
+
+def fold(keys: jax.Array, purpose: int) -> jax.Array:
+    """Keys [B] for one purpose from each example's key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys)
+
+
+def uniform_noise(keys: jax.Array, length: int) -> jax.Array:
+    """Uniform in [0, 1), one row an example: [B, length]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
 
 
 def _encoder_layers(module: Any, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:

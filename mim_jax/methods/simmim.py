@@ -12,10 +12,21 @@ import jax.numpy as jnp
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import CountOrZero, Share, Side
 from mim_jax.config.schema import Config
-from mim_jax.corruptions.masking import masked_first, num_units_masked, unit_mask
+from mim_jax.corruptions.masking import masked_first, num_units_masked, unit_grid, unit_mask_from_noise
 from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
 from mim_jax.methods.pixel_picture import pixel_picture
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Picture, Terms, View
+from mim_jax.methods.protocol import (
+    Artefacts,
+    Batch,
+    Draws,
+    Method,
+    Outputs,
+    Picture,
+    Terms,
+    View,
+    fold,
+    uniform_noise,
+)
 from mim_jax.methods.rules import Initialiser, Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
@@ -58,7 +69,7 @@ class Simmim(Method):
             raise ConfigError(
                 f"config.method.unit={self.unit}, mask_ratio={options.mask_ratio}: {error}"
             ) from error
-        self.num_masked = units * self.unit**2
+        self.units_hidden, self.num_masked = units, units * self.unit**2
         if not 1 <= self.num_masked < self.cells[0] * self.cells[1]:
             raise ConfigError(
                 f"config.method.mask_ratio={options.mask_ratio} hides {self.num_masked} of {self.cells[0] * self.cells[1]} cells"
@@ -76,7 +87,7 @@ class Simmim(Method):
 
     @property
     def rules(self) -> Rules:
-        """Spec amt.md 2.2: everything truncated at one sigma; branch outputs of block i (from 1) over sqrt(2 i)."""
+        """spec amt.md 2.2: everything truncated at one sigma; branch outputs of block i (from 1) over sqrt(2 i)."""
         if isinstance(self.net, SwinConfig):
             head = (r"^head/", uniform(self.net.features**-0.5))
             return Rules(init=(head, *swin_init(self.net)), decay=SWIN_DECAY)
@@ -95,10 +106,14 @@ class Simmim(Method):
             )
         )
 
+    def draws(self, keys: jax.Array) -> Draws:
+        """`noise` [B, units]: the units of largest noise are hidden."""
+        rows, columns = unit_grid(self.cells, self.unit)
+        return {"noise": uniform_noise(fold(keys, 2), rows * columns)}
+
     def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
         """Indices of the visible and of the hidden cells, int32 [B, K] and [B, M]."""
-        mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
-        mask = jax.vmap(lambda key: unit_mask(key, self.cells, self.unit, self.options.mask_ratio))(mask_keys)
+        mask = unit_mask_from_noise(self.draws(keys)["noise"], self.cells, self.unit, self.units_hidden)
         hidden, visible = masked_first(mask, self.num_masked)
         return visible, hidden
 

@@ -1,4 +1,4 @@
-"""Orders and masks against the spec's worked example, the official masks, and the rule restated in loops."""
+"""Orders and masks against the worked example of spec mapet.md 4.2, the official masks, and the rule restated in loops."""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from mim_jax.corruptions.permutation import (
     targets_of,
     tie_ranks,
 )
+from tests.conftest import official
 
 WORKED = """
 1 1 . . 1 . 1 1 1 1
@@ -30,7 +31,7 @@ WORKED = """
 1 1 . . 1 . 1 1 1 1
 1 1 . 1 1 . 1 1 . 1
 """
-"""Spec mapet.md 4.2: ten content rows (CLS, x1..x6, M2, M3, M5), three query rows (g2, g3, g5)."""
+"""spec mapet.md 4.2: ten content rows (CLS, x1..x6, M2, M3, M5), three query rows (g2, g3, g5)."""
 
 
 def test_worked_example() -> None:
@@ -68,8 +69,8 @@ def test_every_row_sees_every_position_once(slots: int, context: int) -> None:
         assert (np.asarray(content[example])[context_rows] == np.asarray(content[example])[0]).all()
 
 
-def test_official_masks(mapet_official) -> None:
-    f = mapet_official
+def test_official_masks() -> None:
+    f = official("mapet_public")
     order = jnp.asarray(f["permutation"] - 1)
     targets = targets_of(order, 5)
     content, query = attention_masks(ranks(order), targets, 5)
@@ -81,8 +82,8 @@ def test_official_masks(mapet_official) -> None:
     np.testing.assert_array_equal(np.take_along_axis(f["tokens"], np.asarray(targets) - 1, 1), f["target"])
 
 
-def test_official_masks_at_full_size(mapet_official) -> None:
-    f = mapet_official
+def test_official_masks_at_full_size() -> None:
+    f = official("mapet_public")
     order = jnp.asarray(f["full_permutation"] - 1)
     targets = targets_of(order, 50)
     content, query = attention_masks(ranks(order), targets, 50)

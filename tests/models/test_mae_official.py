@@ -1,6 +1,7 @@
-"""Every number of the official MAE and SimMIM fixtures, in float64 and float32, and transformers' ViTMAE as a second oracle."""
+"""MAE's and SimMIM's networks in detail: latents, all predictions, whole-image features; transformers' ViTMAE as another oracle.
 
-from collections.abc import Iterator
+Losses and gradients are compared in tests/methods/test_parity.py, through the methods themselves.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
 from mim_jax.models.positions import sincos_2d
 from mim_jax.models.vit import ViTConfig
-from mim_jax.targets.pixels import normalise_patches, patchify, unpatchify
+from mim_jax.targets.pixels import patchify, unpatchify
 from tests.conftest import official
+from tests.official import Case
 from tests.oracles import oracle
+from tests.production import fills, production, run
 
 # The fixture's own tables are fed in as learned positions (see its README).
 MAE_CONFIG = ViTConfig(image_size=(32, 32), patch=8, width=32, depth=2, heads=4)
@@ -26,40 +29,6 @@ SIMMIM_CONFIG = ViTConfig(
     qkv_bias="qv", layer_scale=0.1,
 )  # fmt: skip
 SIMMIM = MaskedPredictor(SIMMIM_CONFIG, 48)
-TOLERANCES = {"float64": (1e-9, 1e-9, 1e-8), "float32": (1e-4, 1e-5, 1e-3)}
-
-
-@pytest.fixture(params=["float64", "float32"])
-def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    with jax.enable_x64(request.param == "float64"), jax.default_matmul_precision("highest"):
-        yield request.param
-
-
-class Case:
-    """A fixture in our layout and in one precision."""
-
-    def __init__(self, name: str, convert, precision: str) -> None:
-        self.f, self.convert, self.dtype = official(name), convert, np.dtype(precision)
-        self.values, self.losses, self.gradients = TOLERANCES[precision]
-        self.params = self.tree("w/", self.dtype)
-        self.image = jnp.asarray(self.f["image"].transpose(0, 2, 3, 1).astype(self.dtype))
-
-    def tree(self, prefix: str, dtype) -> dict:
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
-        flat = {key[len(prefix) :]: self.f[key] for key in self.f.files if key.startswith(prefix)}
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), self.convert(flat))
-
-    def close(self, actual, key: str, tolerance: float | None = None) -> None:
-        np.testing.assert_allclose(actual, self.f[key], rtol=0, atol=tolerance or self.values, err_msg=key)
-
-    def same_gradients(self, ours, theirs) -> None:
-        """Leaf by leaf for the leaves that the fixture has, relative to each tensor's largest entry."""
-        expected = jax.tree_util.tree_leaves_with_path(theirs)
-        flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(ours)}
-        for path, leaf in expected:
-            name = jax.tree_util.keystr(path)
-            error = np.abs(np.asarray(flat[name]) - np.asarray(leaf)).max() / np.abs(np.asarray(leaf)).max()
-            assert error < self.gradients, (name, error)
 
 
 @pytest.fixture
@@ -67,94 +36,35 @@ def mae(precision: str) -> Case:
     return Case("mae_public", from_mae, precision)
 
 
-def mae_loss(params, image, visible, hidden, norm: str, stop: bool = False):
-    patches = patchify(image, 8)
-    target = take_rows(jax.lax.stop_gradient(patches) if stop else patches, hidden)
-    pred = MAE.apply({"params": params}, patches, visible, hidden, method="predict_hidden")
-    return jnp.mean(jnp.square(pred - normalise_patches(target, norm)))
+@jax.jit
+def latents_and_predictions(params, image, visible, hidden) -> tuple[jax.Array, jax.Array]:
+    """Predictions of all patches in raster order."""
+    patches, place = patchify(image, 8), jnp.argsort(jnp.concatenate([visible, hidden], axis=1), axis=1)
+    latent = MAE.apply({"params": params}, patches, visible, method="encode")
+    pred = MAE.apply({"params": params}, patches, visible, hidden, method="predict_all")
+    return latent, take_rows(pred, place)
 
 
-def raster(case: Case, visible, hidden) -> jax.Array:
-    pred = MAE.apply({"params": case.params}, patchify(case.image, 8), visible, hidden, method="predict_all")
-    return take_rows(pred, jnp.argsort(jnp.concatenate([visible, hidden], axis=1), axis=1))
-
-
-def test_mae_masks(mae: Case) -> None:
-    for prefix, kept in (("", 4), ("alt/", 8)):
+def test_mae_latents_and_predictions(mae: Case) -> None:
+    for prefix, kept in (("alt/", 8), ("", 4)):
         visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), kept)
-        np.testing.assert_array_equal(visible, mae.f[f"{prefix}ids_keep"])
-        restore = np.argsort(np.concatenate([visible, hidden], axis=1), axis=1)
-        np.testing.assert_array_equal(restore, mae.f[f"{prefix}ids_restore"])
-        mask = np.ones((2, 16), np.int8)
-        np.put_along_axis(mask, np.asarray(visible), 0, axis=1)
-        np.testing.assert_array_equal(mask, mae.f[f"{prefix}mask"])
-
-
-def test_mae_latents_predictions_and_losses(mae: Case) -> None:
-    for prefix, kept in (("", 4), ("alt/", 8)):
-        visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), kept)
-        latent = MAE.apply({"params": mae.params}, patchify(mae.image, 8), visible, method="encode")
+        latent, pred = latents_and_predictions(mae.params, mae.image, visible, hidden)
         mae.close(latent, f"{prefix}latent64")
-        mae.close(raster(mae, visible, hidden), f"{prefix}pred64")
-        for norm, key in (("none", "loss64"), ("joint", "loss_norm_pix64")):
-            mae.close(mae_loss(mae.params, mae.image, visible, hidden, norm), prefix + key, mae.losses)
-    visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), 4)
-    latent = MAE.apply({"params": mae.params}, patchify(mae.image, 8), visible, method="encode")
+        mae.close(pred, f"{prefix}pred64")
     mae.close(latent, "latent", 1e-4)  # the official float32 run
-    mae.close(raster(mae, visible, hidden), "pred", 1e-4)
-    mae.close(mae_loss(mae.params, mae.image, visible, hidden, "none"), "loss", 1e-5)
-    mae.close(mae_loss(mae.params, mae.image, visible, hidden, "joint"), "loss_norm_pix", 1e-5)
-    mae.close(normalise_patches(patchify(mae.image, 8), "joint"), "target_norm_pix64")
-
-
-def test_mae_gradients(mae: Case) -> None:
-    visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), 4)
-    derive = jax.jit(jax.grad(mae_loss, argnums=(0, 1)), static_argnums=(4, 5))
-    params, image = derive(mae.params, mae.image, visible, hidden, "none", False)
-    mae.same_gradients(params, mae.tree("grad64/", np.float64))
-    channels_last = {
-        key: mae.f[key].transpose(0, 2, 3, 1)
-        for key in mae.f.files
-        if key.startswith("grad_") and "image" in key
-    }
-    mae.same_gradients({"x": image}, {"x": channels_last["grad_image64"]})
-    _, stopped = derive(mae.params, mae.image, visible, hidden, "none", True)
-    mae.same_gradients({"x": stopped}, {"x": channels_last["grad_image_stopped64"]})
-    params, image = derive(mae.params, mae.image, visible, hidden, "joint", False)
-    mae.same_gradients(params, mae.tree("grad_norm_pix64/", np.float64))
-    mae.same_gradients({"x": image}, {"x": channels_last["grad_norm_pix_image64"]})
+    mae.close(pred, "pred", 1e-4)
 
 
 def test_mae_whole_image_features(mae: Case) -> None:
+    """The mean of the patches, then a fresh norm; CLS is in tests/methods/test_parity.py."""
     patches = patchify(mae.image, 8)
-
-    def features(net):
-        return net.encoder.layers(patches)
-
-    layers, final = MAE.apply({"params": mae.params}, method=features)
-    mae.close(final[:, 0], "full/cls64")
     norm = {"scale": mae.f["ft/fc_norm.weight"], "bias": mae.f["ft/fc_norm.bias"]}
     params = {
         "encoder": {**mae.params["encoder"], "norm": norm},
         "head": {"kernel": np.eye(32), "bias": np.zeros(32)},
     }
     params = jax.tree.map(lambda x: jnp.asarray(x, mae.dtype), params)
-    mae.close(Classifier(MAE_CONFIG, 32).apply({"params": params}, patches), "full/gap64")
-    assert layers[-1].shape == final.shape
-
-
-def test_mae_with_its_own_tables(mae: Case) -> None:
-    config = ViTConfig(**{**MAE_CONFIG.__dict__, "positions": "sincos_2d"})
-    own = EncoderDecoder(config, DecoderConfig(24, 1, 3))
-    params = {
-        k: {n: v for n, v in tree.items() if n != "pos_embed"} if isinstance(tree, dict) else tree
-        for k, tree in mae.params.items()
-    }
-    shapes = jax.eval_shape(own.init, jax.random.key(0), patchify(mae.image, 8))["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, shapes)
-    visible, hidden = split_by_noise(jnp.asarray(mae.f["noise"]), 4)
-    pred = own.apply({"params": params}, patchify(mae.image, 8), visible, hidden, method="predict_hidden")
-    np.testing.assert_allclose(pred, take_rows(jnp.asarray(mae.f["pred64"]), hidden), atol=1e-5)
+    mae.close(jax.jit(Classifier(MAE_CONFIG, 32).apply)({"params": params}, patches), "full/gap64")
 
 
 def test_transformers_vit_mae() -> None:
@@ -197,24 +107,16 @@ def test_transformers_vit_mae() -> None:
         for theirs_part, our_part in renames.items():
             ours_name = ours_name.replace(theirs_part, our_part)
         renamed[ours_name] = value
-    ours = EncoderDecoder(
-        ViTConfig(image_size=(24, 24), patch=4, width=32, depth=2, heads=4, positions="sincos_2d"),
-        DecoderConfig(16, 2, 2),
-    )
-    params = jax.tree.map(jnp.asarray, from_mae(renamed))
-    patches = patchify(jnp.asarray(image.transpose(0, 2, 3, 1)), 4)
-    shapes = jax.eval_shape(ours.init, jax.random.key(0), patches)["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda s: s.shape, shapes), jax.tree.structure(
-        params
-    )
-    visible, hidden = split_by_noise(jnp.asarray(noise), 9)
-    pred = ours.apply({"params": params}, patches, visible, hidden, method="predict_all")
-    pred = take_rows(pred, jnp.argsort(jnp.concatenate([visible, hidden], axis=1), axis=1))
-    np.testing.assert_allclose(pred, out.logits.detach().numpy(), atol=1e-4)
-    error = jnp.square(
-        take_rows(pred, hidden) - normalise_patches(take_rows(patches, hidden), "joint")
-    ).mean()
-    assert float(error) == pytest.approx(float(out.loss.detach()), abs=1e-5)
+    options = {
+        "model.image_size": 24, "model.patch": 4, "model.width": 32, "model.depth": 2, "model.heads": 4,
+        "method.norm_pix": True, "method.decoder_width": 16, "method.decoder_depth": 2, "method.decoder_heads": 2,
+    }  # fmt: skip
+    method, params = production("mae", options, noise=noise), jax.tree.map(jnp.asarray, from_mae(renamed))
+    fills(method, params)
+    ran = run(method, params, jnp.asarray(image.transpose(0, 2, 3, 1)))
+    pred = np.take_along_axis(out.logits.detach().numpy(), np.asarray(ran.view["hidden"])[..., None], axis=1)
+    np.testing.assert_allclose(ran.outputs["pixels"], pred, atol=1e-4)
+    assert float(ran.loss) == pytest.approx(float(out.loss.detach()), abs=1e-5)
 
 
 @pytest.fixture
@@ -222,53 +124,28 @@ def simmim(precision: str) -> Case:
     return Case("simmim_public", from_simmim, precision)
 
 
-def reconstruction(case: Case, params, image, mask) -> jax.Array:
+@jax.jit
+def reconstruction_and_features(params, image, mask) -> tuple[jax.Array, jax.Array]:
+    """Every patch as predicted, [B, H, W, 3], and the encoder's patches after the final norm."""
+    patches, mask = patchify(image, 4), mask.reshape(2, 64)
     everything = jnp.broadcast_to(jnp.arange(64), (2, 64))
-    patches = SIMMIM.apply({"params": params}, patchify(image, 4), mask, everything, method="masked")
-    return unpatchify(patches, (8, 8))
 
-
-def simmim_loss(case: Case, params, image, mask, stop: bool = False) -> jax.Array:
-    """The official formula, its 1e-5 included (ours leaves it out: 8e-9 of the loss here)."""
-    pixels = jnp.repeat(jnp.repeat(mask, 4, 1), 4, 2)[..., None]
-    target = jax.lax.stop_gradient(image) if stop else image
-    error = jnp.abs(target - reconstruction(case, params, image, mask.reshape(2, 64)))
-    return jnp.sum(error * pixels) / (jnp.sum(pixels) + 1e-5) / 3
-
-
-def test_simmim(simmim: Case) -> None:
-    shapes = jax.eval_shape(SIMMIM.init, jax.random.key(0), patchify(simmim.image, 4))["params"]
-    assert jax.tree.map(jnp.shape, simmim.params) == jax.tree.map(lambda s: s.shape, shapes)
-    for prefix in ("", "alt/"):
-        mask = jnp.asarray(simmim.f[f"{prefix}mask"].astype(bool))
-        recon = reconstruction(simmim, simmim.params, simmim.image, mask.reshape(2, 64))
-        simmim.close(recon.transpose(0, 3, 1, 2), f"{prefix}recon64")
-        simmim.close(simmim_loss(simmim, simmim.params, simmim.image, mask), f"{prefix}loss64", simmim.losses)
-    mask = jnp.asarray(simmim.f["mask"].astype(bool))
-    recon = reconstruction(simmim, simmim.params, simmim.image, mask.reshape(2, 64))
-    simmim.close(recon.transpose(0, 3, 1, 2), "recon", 1e-4)
-    simmim.close(simmim_loss(simmim, simmim.params, simmim.image, mask), "loss", 1e-5)
-
-    def feature(net):
-        patches = net.encoder.embed(patchify(simmim.image, 4))
-        hidden = jnp.where(mask.reshape(2, 64)[..., None], net.mask_token, patches)
+    def feature(net: MaskedPredictor) -> jax.Array:
+        hidden = jnp.where(mask[..., None], net.mask_token, net.encoder.embed(patches))
         rows = jnp.concatenate([net.encoder.cls_row(hidden), hidden], axis=1)
         return net.encoder.final_norm(net.encoder.run(rows)[-1])[:, 1:]
 
-    out = SIMMIM.apply({"params": simmim.params}, method=feature)
-    simmim.close(out.transpose(0, 2, 1).reshape(2, 32, 8, 8), "feature64")
+    made = SIMMIM.apply({"params": params}, patches, mask, everything, method="masked")
+    return unpatchify(made, (8, 8)), SIMMIM.apply({"params": params}, method=feature)
 
 
-def test_simmim_gradients(simmim: Case) -> None:
-    mask = jnp.asarray(simmim.f["mask"].astype(bool))
-    derive = jax.jit(
-        jax.grad(lambda p, x, stop: simmim_loss(simmim, p, x, mask, stop), argnums=(0, 1)), static_argnums=2
-    )
-    params, image = derive(simmim.params, simmim.image, False)
-    simmim.same_gradients(params, simmim.tree("grad64/", np.float64))
-    simmim.same_gradients({"x": image}, {"x": simmim.f["grad_image64"].transpose(0, 2, 3, 1)})
-    _, stopped = derive(simmim.params, simmim.image, True)
-    simmim.same_gradients({"x": stopped}, {"x": simmim.f["grad_image_stopped64"].transpose(0, 2, 3, 1)})
+def test_simmim_reconstruction_and_features(simmim: Case) -> None:
+    for prefix in ("alt/", ""):
+        mask = jnp.asarray(simmim.f[f"{prefix}mask"].astype(bool))
+        recon, feature = reconstruction_and_features(simmim.params, simmim.image, mask)
+        simmim.close(recon.transpose(0, 3, 1, 2), f"{prefix}recon64")
+    simmim.close(recon.transpose(0, 3, 1, 2), "recon", 1e-4)
+    simmim.close(feature.transpose(0, 2, 1).reshape(2, 32, 8, 8), "feature64")
 
 
 def test_simmim_masks_are_whole_units() -> None:
