@@ -1,4 +1,4 @@
-"""AMT: attention-driven masking and throwing (Liu, Gui and Luo 2022; spec amt.md), on MAE or SimMIM.
+"""AMT: attention-driven masking and throwing (Liu, Gui and Luo 2022; docs/papers/amt.md), on MAE or SimMIM.
 
     ./launch/local.sh --config=configs/amt.py                                demo: digits, on MAE
     ./launch/local.sh --config=configs/amt.py:demo_simmim                    the same on SimMIM
@@ -13,7 +13,7 @@ map's corner whatever the crop, as the release does. `--config.method.base=` cha
 | preset | what | time | result |
 |---|---|---|---|
 | demo | scikit-learn's digits, 32 px, patch 4; attention from epoch 10 of 40 | see docs/results/amt.md | see docs/results/amt.md |
-| cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (spec amt.md 7.4) | one GPU; not measured | not known |
+| cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (docs/papers/amt.md 7.4) | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, decoder 512 x 8, 400 epochs, batch 4096 | not measured | not known (the paper's tables were not available to us) |
 """
@@ -96,7 +96,7 @@ def demo_simmim() -> ml_collections.ConfigDict:
 
 
 def cifar10() -> ml_collections.ConfigDict:
-    """One GPU (spec amt.md 7.4)."""
+    """One GPU (docs/papers/amt.md 7.4)."""
     config = presets.small_set(mae_recipe())
     config.data.batch_size = 1024
     config.method.decoder_width = 128

@@ -1,4 +1,4 @@
-"""BEiT-like MIM: block-wise hidden patches, token ids (Bao et al. 2021; spec mapet.md 6).
+"""BEiT-like MIM: block-wise hidden patches, token ids (Bao et al. 2021; docs/papers/mapet.md 6).
 
     ./launch/local.sh --config=configs/beit.py                demo: photographs, k-means tokens of their patches
     ./launch/local.sh --config=configs/beit.py:cifar10 --config.data.source=folder:CIFAR10

@@ -30,7 +30,7 @@ def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
 
 
 def recipe() -> ml_collections.ConfigDict:
-    """What every preset shares: no CLS, 1-D positions, no k bias (spec A5), AdamW as MAE's (A6)."""
+    """What every preset shares: no CLS, 1-D positions, no k bias (docs/papers/beyond_masking.md A5), AdamW as MAE's (docs/papers/beyond_masking.md A6)."""
     config = default_config()
     with_options(config, "beyond_masking", BeyondMaskingOptions)
     config.model.cls = False

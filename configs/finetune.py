@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained encoder (spec amt.md 1.6, mapet.md 10). It needs a run to start from:
+"""Fine-tuning of a pre-trained encoder (docs/papers/amt.md 1.6, docs/papers/mapet.md 10). It needs a run to start from:
 
     ./launch/local.sh --config=configs/finetune.py --config.init=runs/mae-cifar10
     ./launch/local.sh --config=configs/finetune.py:imagenet --config.init=runs/mae-imagenet --config.data.source=tfds:imagenet2012
@@ -8,7 +8,7 @@ Network, normalisation and (unless data.source is set) images are those of that 
 | preset | what | time | result |
 |---|---|---|---|
 | small (default) | 50 epochs, mixup, cutmix, RandAugment, layer decay 0.75 | depends on the run | see docs/results/transfer.md |
-| cifar10 | 100 epochs at batch 1024 (spec amt.md 7.3) | one GPU; not measured | not known |
+| cifar10 | 100 epochs at batch 1024 (docs/papers/amt.md 7.3) | one GPU; not measured | not known |
 | imagenet | 100 epochs at batch 1024, layer decay 0.65 | not measured | the papers': 83.6 (MAE, ViT-B) |
 | food101, cars, pets, voc2007, ... | the sets of mim_jax/config/transfer_sets.py, 100 epochs, warm-up 20 | not measured | not known |
 """
@@ -81,7 +81,7 @@ def imagenet() -> ml_collections.ConfigDict:
 
 
 def transfer() -> ml_collections.ConfigDict:
-    """Transfer sets (spec dark_secrets.md 4.4): SimMIM's augmentation, 100 epochs; rate and decays want a search per encoder."""
+    """Transfer sets (docs/papers/dark_secrets.md 4.4): SimMIM's augmentation, 100 epochs; rate and decays want a search per encoder."""
     config = recipe()
     config.data.batch_size = 256
     config.optim.base_lr = 1.25e-3

@@ -1,4 +1,4 @@
-"""A linear probe of a frozen encoder (spec amt.md 1.5). It needs a run:
+"""A linear probe of a frozen encoder (docs/papers/amt.md 1.5). It needs a run:
 
     ./launch/local.sh --config=configs/linear_probe.py --config.init=runs/mae-cifar10
     ./launch/local.sh --config=configs/linear_probe.py --config.init=runs/beit-imagenet --config.method.layer=8

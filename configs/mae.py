@@ -1,4 +1,4 @@
-"""MAE: masked autoencoder (He et al. 2021; every default of spec amt.md 1).
+"""MAE: masked autoencoder (He et al. 2021; every default of docs/papers/amt.md 1).
 
     ./launch/local.sh --config=configs/mae.py                 demo: photographs that come with scikit-image
     ./launch/local.sh --config=configs/mae.py:cifar10 --config.data.source=folder:CIFAR10
@@ -7,7 +7,7 @@
 | preset | what | time | result |
 |---|---|---|---|
 | demo | crops of ten photographs, 32 px, patch 4, decoder 48 x 2 | see docs/results/demos.md | see docs/results/demos.md |
-| cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (spec amt.md 7.4) | one GPU; not measured | not known |
+| cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (docs/papers/amt.md 7.4) | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, decoder 512 x 8, 1600 epochs, batch 4096 | not measured | the paper's: 83.6 fine-tuned, 67.8 linear |
 """
@@ -49,7 +49,7 @@ def demo() -> ml_collections.ConfigDict:
 
 
 def cifar10() -> ml_collections.ConfigDict:
-    """One GPU (spec amt.md 7.4)."""
+    """One GPU (docs/papers/amt.md 7.4)."""
     config = presets.small_set(recipe())
     config.data.batch_size = 1024
     config.method.decoder_width = 128

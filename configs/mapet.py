@@ -28,7 +28,7 @@ def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
 
 
 def recipe() -> ml_collections.ConfigDict:
-    """What every preset shares: the paper's network and optimiser (spec mapet.md 5 and 9)."""
+    """What every preset shares: the paper's network and optimiser (docs/papers/mapet.md 5 and 9)."""
     config = default_config()
     with_options(config, "mapet", MapetOptions)
     config.model.layer_scale = 0.1

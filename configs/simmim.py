@@ -1,4 +1,4 @@
-"""SimMIM: a simple framework for masked image modelling (Xie et al. 2021; every default of spec amt.md 2).
+"""SimMIM: a simple framework for masked image modelling (Xie et al. 2021; every default of docs/papers/amt.md 2).
 
     ./launch/local.sh --config=configs/simmim.py              demo: photographs that come with scikit-image
     ./launch/local.sh --config=configs/simmim.py:cifar10 --config.data.source=folder:CIFAR10

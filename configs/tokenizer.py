@@ -1,4 +1,4 @@
-"""A tokenizer: k-means on a frozen network's features of image patches (k-CLIP; spec mapet.md 8.1).
+"""A tokenizer: k-means on a frozen network's features of image patches (k-CLIP; docs/papers/mapet.md 8.1).
 
     ./launch/local.sh --config=configs/tokenizer.py                       demo: patches of digits, no network
     ./launch/local.sh --config=configs/tokenizer.py:imagenet --config.job.weights=RN50x64.safetensors --config.data.data_dir=TFDS

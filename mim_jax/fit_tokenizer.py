@@ -1,4 +1,4 @@
-"""The task `tokenizer`: k-means on a frozen network's features of image patches (k-CLIP, spec mapet.md 8.1), kept as one file."""
+"""The task `tokenizer`: k-means on a frozen network's features of image patches (k-CLIP, docs/papers/mapet.md 8.1), kept as one file."""
 
 import dataclasses
 import json

@@ -1,6 +1,6 @@
 """python -m mim_jax.tokenize --config=configs/mapet.py[:PRESET] --config.method.weights=FILE --config.method.tokens=DIR ...
 
-Token ids of every image of a run's training split, computed once (spec mapet.md 8). The configuration is that of the run which is
+Token ids of every image of a run's training split, computed once (docs/papers/mapet.md 8). The configuration is that of the run which is
 to learn from them: source, split, view and grid are its own. Every host writes its share of the shards; where the command was
 stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as patches of images, and how they are used.
 

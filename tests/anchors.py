@@ -1,4 +1,4 @@
-"""The closed-form inputs of Beyond Masking's numeric anchors (spec beyond_masking.md A12) and the two precisions to check in."""
+"""The closed-form inputs of Beyond Masking's numeric anchors (docs/papers/beyond_masking.md A12) and the two precisions to check in."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def precision(dtype: str) -> Any:
 
 
 def tolerance(dtype: str, single: float, double: float = 1e-8) -> float:
-    """Printed digits (8 decimals) in float64, the spec's tolerance in float32."""
+    """Printed digits (8 decimals) in float64, the tolerance in float32."""
     return double if dtype == "float64" else single
 
 

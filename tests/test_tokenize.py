@@ -164,7 +164,7 @@ def test_mistakes_are_one_sentence(tokenizer, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 375)])
 def test_teacher_and_network_see_the_same_square(tmp_path, shape) -> None:
-    """Spec mapet.md 14.2, item 12: 500 x 375 gives columns 62 to 437; both views show the same cells."""
+    """docs/papers/mapet.md 14.2, item 12: 500 x 375 gives columns 62 to 437; both views show the same cells."""
     ramp = np.zeros((*shape, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 255, shape[0])[:, None]
     ramp[..., 1] = np.linspace(0, 255, shape[1])[None, :]

@@ -1,1 +1,1 @@
-"""The analyses of "Dark Secrets of Masked Image Modeling" (spec dark_secrets.md 2), on any of our runs."""
+"""The analyses of "Dark Secrets of Masked Image Modeling" (docs/papers/dark_secrets.md 2), on any of our runs."""

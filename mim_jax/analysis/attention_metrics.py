@@ -1,4 +1,4 @@
-"""What one block's attention looks like: distance, entropy, and how much its heads differ (spec dark_secrets.md 2.1-2.3).
+"""What one block's attention looks like: distance, entropy, and how much its heads differ (docs/papers/dark_secrets.md 2.1-2.3).
 
 Every function takes `log_weights`, float [B, windows, heads, N, N] (query before key): the log softmax that the block used,
 never log(weights + eps); and the block's `AttentionGeometry`. It gives one value an image, so that images can be weighed and

@@ -1,4 +1,4 @@
-"""Centred kernel alignment between layers' features, linear kernel (spec dark_secrets.md 2.5).
+"""Centred kernel alignment between layers' features, linear kernel (docs/papers/dark_secrets.md 2.5).
 
 In Gram form, n x n: the features of a layer, all its tokens side by side, are long, and the images are few. On the host, in
 float64. Never rescale a Gram matrix by its extremes: that changes the values.

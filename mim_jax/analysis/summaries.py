@@ -1,4 +1,4 @@
-"""A few numbers of many heads (spec dark_secrets.md 2.3, 2.4), on the host in float64.
+"""A few numbers of many heads (docs/papers/dark_secrets.md 2.3, 2.4), on the host in float64.
 
 L layers, H heads of a layer. A network's stages may differ in H, so per-layer values come as sequences of arrays.
 """
@@ -11,7 +11,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 LOCAL, GLOBAL = 0.5, 0.8
-"""A head is local below this share of the distance of uniform attention, and global above that one (spec 2.4)."""
+"""A head is local below this share of the distance of uniform attention, and global above that one (docs/papers/dark_secrets.md 2.4)."""
 LAST = 3
 """Layers that the paper calls the last ones."""
 

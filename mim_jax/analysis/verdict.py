@@ -1,4 +1,4 @@
-"""Whether some runs show what the paper claims of masked and of supervised pre-training (spec dark_secrets.md 0, 2.4).
+"""Whether some runs show what the paper claims of masked and of supervised pre-training (docs/papers/dark_secrets.md 0, 2.4).
 
 Thresholds are ours: the paper states none. A verdict speaks of the runs that were given and of nothing else.
 """
@@ -25,7 +25,7 @@ KEPT = 0.5
 LOST = 0.1
 """A diversity ratio up to here counts as nearly gone."""
 LEAST_KL = 0.01
-"""Nats. Below this mean KL in the layers before the last three no heads differ, so a ratio says nothing (spec 3: 0.0004
+"""Nats. Below this mean KL in the layers before the last three no heads differ, so a ratio says nothing (docs/papers/dark_secrets.md 3: 0.0004
 where heads are alike, 0.9 where they are not)."""
 MARGIN = 0.05
 """By how much one CKA must exceed another."""

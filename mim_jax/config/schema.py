@@ -181,7 +181,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Surgery:
-    """What is done to the encoder of `init` before a run starts from it (spec dark_secrets.md 2.6)."""
+    """What is done to the encoder of `init` before a run starts from it (docs/papers/dark_secrets.md 2.6)."""
 
     mode: Annotated[str, words("none", "reinit", "truncate", "shuffle")] = (
         "none"  # none | reinit (of the last blocks) | truncate (they are taken away) | shuffle (of the longest stage)

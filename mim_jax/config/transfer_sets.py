@@ -1,4 +1,4 @@
-"""Classification sets for transfer, with their splits and metrics (spec dark_secrets.md 4.4: Kornblith's twelve, and iNaturalist).
+"""Classification sets for transfer, with their splits and metrics (docs/papers/dark_secrets.md 4.4: Kornblith's twelve, and iNaturalist).
 
 | preset | images | classes | train / test images | metric |
 |---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""AMT's masking and throwing (spec amt.md 3 to 6): an attention map decides which patches are hidden, which are
+"""AMT's masking and throwing (docs/papers/amt.md 3 to 6): an attention map decides which patches are hidden, which are
 thrown away, and which the network sees.
 
 The map may come from anywhere (a network's attention, a saliency detector, a segmentation): the ops take non-negative
@@ -19,7 +19,7 @@ NEVER = -1e9
 
 
 def num_masked_and_thrown(num_patches: int, mask_ratio: float, throw_ratio: float) -> tuple[int, int]:
-    """(M, T) as AMT counts (spec amt.md 4): int(L m), and int(L (m + t)) minus that; K = L - M - T stay visible.
+    """(M, T) as AMT counts (docs/papers/amt.md 4): int(L m), and int(L (m + t)) minus that; K = L - M - T stay visible.
 
     Raises:
         ValueError: if a ratio is negative, no patch is masked, or none stays visible.
@@ -65,7 +65,7 @@ def scores_from_weights(key: jax.Array, weights: jax.Array) -> jax.Array:
         key: one per example.
         weights: float [L], non-negative; only ratios count.
     Returns:
-        float [L], float32 at least: log w + Gumbel noise (spec amt.md 9.1).
+        float [L], float32 at least: log w + Gumbel noise (docs/papers/amt.md 9.1).
     """
     wide = jnp.promote_types(weights.dtype, jnp.float32)
     return scores_from_noise(jax.random.gumbel(key, weights.shape, wide), weights)
@@ -78,7 +78,7 @@ def scores_from_noise(noise: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def normalise_attention(attention: jax.Array) -> jax.Array:
-    """AMT's map (spec amt.md 3.1): every head's weights to [0, 1] by their minimum and maximum, then the mean of the heads.
+    """AMT's map (docs/papers/amt.md 3.1): every head's weights to [0, 1] by their minimum and maximum, then the mean of the heads.
 
     Args:
         attention: float [..., H, L], weights of one query to the patches (CLS left out).
@@ -90,7 +90,7 @@ def normalise_attention(attention: jax.Array) -> jax.Array:
 
 
 def crop_map(attention: jax.Array, box: jax.Array, flip: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """A whole image's map as the crop of that image sees it: bilinear, aligned with the pixels (spec amt.md 6).
+    """A whole image's map as the crop of that image sees it: bilinear, aligned with the pixels (docs/papers/amt.md 6).
 
     The official code cuts the map's upper left corner instead, whatever the crop (`official_corner`).
 
@@ -125,7 +125,7 @@ def _both_ways(vertical: jax.Array, attention: jax.Array, horizontal: jax.Array)
 def official_corner(
     attention: jax.Array, box: jax.Array, flip: jax.Array, grid: tuple[int, int]
 ) -> jax.Array:
-    """What the official code makes of the crop (spec amt.md 8.1): the map's upper left 2 x 2 cells, whatever the box.
+    """What the official code makes of the crop (docs/papers/amt.md 8.1): the map's upper left 2 x 2 cells, whatever the box.
 
     A third row or column comes in where the crop touches the lower or right edge. Arguments and result as `crop_map`,
     up to a common factor.

@@ -1,4 +1,4 @@
-"""Colour jitter: an augmentation, per image (spec mapet.md 9: brightness, contrast, saturation, each x U(0.6, 1.4))."""
+"""Colour jitter: an augmentation, per image (docs/papers/mapet.md 9: brightness, contrast, saturation, each x U(0.6, 1.4))."""
 
 import jax
 import jax.numpy as jnp

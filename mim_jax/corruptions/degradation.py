@@ -1,4 +1,4 @@
-"""Degradation in place: blur by a random dense kernel, and random grey (Beyond Masking, arXiv 2203.14313; spec A4 d, e).
+"""Degradation in place: blur by a random dense kernel, and random grey (Beyond Masking, arXiv 2203.14313; docs/papers/beyond_masking.md A4 d, e).
 
 Both act on the mean/std-normalised image and leave every pixel where it is. Each comes as a draw (with a key, one per
 image) and as a pure function of what was drawn; both are linear and compute in float32 or wider.
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 MAX_WEIGHT = 0.667
-"""Upper end of a grey weight: three of them sum to 1.0005 on average (spec A4 e)."""
+"""Upper end of a grey weight: three of them sum to 1.0005 on average (docs/papers/beyond_masking.md A4 e)."""
 
 
 def draw_kernel(key: jax.Array, size: int = 7, std: float = 0.02) -> jax.Array:
-    """One dense kernel, i.i.d. N(1 / size^2, std^2): every output channel mixes all three inputs (spec A4 d).
+    """One dense kernel, i.i.d. N(1 / size^2, std^2): every output channel mixes all three inputs (docs/papers/beyond_masking.md A4 d).
 
     Args:
         key: one per image.
@@ -25,7 +25,7 @@ def draw_kernel(key: jax.Array, size: int = 7, std: float = 0.02) -> jax.Array:
 
 
 def blur(images: jax.Array, kernels: jax.Array) -> jax.Array:
-    """Cross-correlation of each image with its own kernel, stride 1, zero padding to the same size (spec A4 d, no bias).
+    """Cross-correlation of each image with its own kernel, stride 1, zero padding to the same size (docs/papers/beyond_masking.md A4 d, no bias).
 
     Args:
         images: [B, H, W, 3].
@@ -62,12 +62,12 @@ def blur(images: jax.Array, kernels: jax.Array) -> jax.Array:
 
 
 def draw_weights(key: jax.Array) -> jax.Array:
-    """The grey weights of one image: float32 [3] from U(0, 0.667), not made to sum to one (spec A4 e)."""
+    """The grey weights of one image: float32 [3] from U(0, 0.667), not made to sum to one (docs/papers/beyond_masking.md A4 e)."""
     return jax.random.uniform(key, (3,), jnp.float32, 0.0, MAX_WEIGHT)
 
 
 def decolorize(image: jax.Array, weights: jax.Array) -> jax.Array:
-    """Grey = weights . (R, G, B), repeated in three channels so that the patch embedding stays that of RGB (spec A10 6).
+    """Grey = weights . (R, G, B), repeated in three channels so that the patch embedding stays that of RGB (docs/papers/beyond_masking.md A10 item 6).
 
     Args:
         image: [H, W, 3] (vmap for a batch).

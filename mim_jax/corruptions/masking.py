@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
-    """Patches that stay visible at a masking ratio: int(L * (1 - ratio)), truncated as MAE does (spec amt.md 1.2)."""
+    """Patches that stay visible at a masking ratio: int(L * (1 - ratio)), truncated as MAE does (docs/papers/amt.md 1.2)."""
     return int(num_patches * (1.0 - ratio))
 
 
@@ -54,7 +54,7 @@ def masked_first(mask: jax.Array, num_masked: int) -> tuple[jax.Array, jax.Array
 
 
 def num_units_masked(grid: tuple[int, int], unit: int, ratio: float) -> int:
-    """Hidden units at a masking ratio: ceil(ratio * units) in double arithmetic, as SimMIM does (spec amt.md 2.1).
+    """Hidden units at a masking ratio: ceil(ratio * units) in double arithmetic, as SimMIM does (docs/papers/amt.md 2.1).
 
     Args:
         grid: rows and columns of patches.
@@ -70,7 +70,7 @@ def num_units_masked(grid: tuple[int, int], unit: int, ratio: float) -> int:
 
 
 def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) -> jax.Array:
-    """SimMIM's mask (spec amt.md 2.1): whole units of `unit` x `unit` patches, uniformly chosen, exactly counted.
+    """SimMIM's mask (docs/papers/amt.md 2.1): whole units of `unit` x `unit` patches, uniformly chosen, exactly counted.
 
     Args:
         key: one per example (vmap for a batch).
@@ -129,7 +129,7 @@ def block_mask(
     rounds: int = 64,
     tries: int = 10,
 ) -> jax.Array:
-    """BEiT's block-wise mask (spec mapet.md 6), with exactly `num_masked` hidden patches.
+    """BEiT's block-wise mask (docs/papers/mapet.md 6), with exactly `num_masked` hidden patches.
 
     Rectangles are added until the goal is reached: area uniform between `min_block` and what is still allowed (the
     interval may be reversed, as in BEiT), aspect ratio log-uniform in [aspect, 1 / aspect]; a rectangle is taken when

@@ -1,7 +1,7 @@
 """Spatial misalignment: zoom in, zoom out, fish-eye, and the area resize they are scored with (Beyond Masking, arXiv 2203.14313).
 
-What the encoder sees lies elsewhere than what the decoder must paint; no coordinates are given to the network. Spec
-beyond_masking.md A3.3, A4 (a, b, c). Every random op comes as a draw (with a key, one per image) and as a pure function
+What the encoder sees lies elsewhere than what the decoder must paint; no coordinates are given to the network. Paper:
+docs/papers/beyond_masking.md A3.3, A4 (a, b, c). Every random op comes as a draw (with a key, one per image) and as a pure function
 of what was drawn. Ops are linear in the image, so values may be raw or normalised; they compute in float32 or wider
 (`promote_types(dtype, float32)`), gathers keep the dtype. Sides are Python ints: shapes stay static.
 """
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 STRENGTH = (0.15, 0.25)
-"""Range of the fish-eye strength k (spec A4 c)."""
+"""Range of the fish-eye strength k (docs/papers/beyond_masking.md A4 c)."""
 
 
 @lru_cache(maxsize=64)
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """The matrix of torch's interpolate(mode="area") along one axis (spec A3.3), for up- and down-sampling.
+    """The matrix of torch's interpolate(mode="area") along one axis (docs/papers/beyond_masking.md A3.3), for up- and down-sampling.
 
     Row r is the unweighted mean over the inputs floor(r i / o) .. ceil((r + 1) i / o) - 1, in integer arithmetic.
 
@@ -61,10 +61,10 @@ def area_resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def zoom_in(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The centre crop at native resolution (spec A4 a): [..., Z, Z, C] to [..., *size, C]; size Z is the identity.
+    """The centre crop at native resolution (docs/papers/beyond_masking.md A4 a): [..., Z, Z, C] to [..., *size, C]; size Z is the identity.
 
     Raises:
-        ValueError: unless the margin is even and not negative on both axes (an odd one has no centre, spec A10 13).
+        ValueError: unless the margin is even and not negative on both axes (an odd one has no centre, docs/papers/beyond_masking.md A10 item 13).
     """
     top, left = (_half_margin(have, want) for have, want in zip(images.shape[-3:-1], size, strict=True))
     return images[..., top : top + size[0], left : left + size[1], :]
@@ -77,7 +77,7 @@ def _half_margin(have: int, want: int) -> int:
 
 
 def draw_offset(key: jax.Array, margin: tuple[int, int]) -> jax.Array:
-    """Where a zoomed-out image lies on its canvas: (top, left), each uniform in 0 .. margin - 1 (spec A4 b).
+    """Where a zoomed-out image lies on its canvas: (top, left), each uniform in 0 .. margin - 1 (docs/papers/beyond_masking.md A4 b).
 
     The margin itself is never drawn, as in the released code; `zoom_out` accepts it. Margin 0 gives 0.
 
@@ -91,7 +91,7 @@ def draw_offset(key: jax.Array, margin: tuple[int, int]) -> jax.Array:
 
 
 def zoom_out(image: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The image on a larger canvas, the rest filled with its mirror image (symmetric: the edge pixel repeated; spec A4 b).
+    """The image on a larger canvas, the rest filled with its mirror image (symmetric: the edge pixel repeated; docs/papers/beyond_masking.md A4 b).
 
     Also applied to the prediction, so that both are compared in canvas geometry: it is differentiable.
 
@@ -121,7 +121,7 @@ def _mirrored(length: int, offset: jax.Array, size: int) -> jax.Array:
 
 
 def draw_distortion(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Parameters of one fish-eye (spec A4 c): centre (cx, cy) from U(-1, 1) and strength from U(0.15, 0.25).
+    """Parameters of one fish-eye (docs/papers/beyond_masking.md A4 c): centre (cx, cy) from U(-1, 1) and strength from U(0.15, 0.25).
 
     Returns:
         float32 [2] (x to the right, y down, the image's corner pixels at -1 and 1) and float32 scalar.
@@ -132,7 +132,7 @@ def draw_distortion(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def distortion_grid(centre: jax.Array, strength: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Where each output pixel looks: g' = g + k r (c - g), r = |c - g| (spec A4 c).
+    """Where each output pixel looks: g' = g + k r (c - g), r = |c - g| (docs/papers/beyond_masking.md A4 c).
 
     Args:
         centre: [2], (cx, cy).

@@ -1,4 +1,4 @@
-"""Orders of slots, and who may see whom: the permuted objectives of MaPeT (arXiv 2306.07346, spec mapet.md 2, 4, 6).
+"""Orders of slots, and who may see whom: the permuted objectives of MaPeT (arXiv 2306.07346, docs/papers/mapet.md 2, 4, 6).
 
 A *slot* is a position of the sequence: slot 0 is CLS, slot a >= 1 is patch a - 1 in raster order; N slots in all.
 An *order* lists the slots, CLS first; the *rank* of a slot is its place in the order. The first `context` slots of
@@ -57,7 +57,7 @@ def targets_of(order: jax.Array, context: int) -> jax.Array:
 
 
 def tie_ranks(rank: jax.Array, context: int, groups: int) -> jax.Array:
-    """Gives equal ranks inside `groups` consecutive, nearly equal groups of targets (spec 6: tied ranks).
+    """Gives equal ranks inside `groups` consecutive, nearly equal groups of targets (docs/papers/mapet.md 6: tied ranks).
 
     One group is MIM (no target sees another), as many groups as targets is MaPeT. A group takes the rank of its
     first member; the ranks of the context do not change.
@@ -88,7 +88,7 @@ def allow(horizon: jax.Array, rank: jax.Array, targets: jax.Array, context: int)
 
 
 def attention_masks(rank: jax.Array, targets: jax.Array, context: int) -> tuple[jax.Array, jax.Array]:
-    """Both masks of two-stream attention, boolean, to be broadcast over heads (spec 4.1).
+    """Both masks of two-stream attention, boolean, to be broadcast over heads (docs/papers/mapet.md 4.1).
 
     A real slot's content row has its own rank as horizon, a MASK token's content row -1; the query row of target a has
     rank[a] - 1: earlier targets as pixels, itself and the later ones as MASK. Ranks may be tied (`tie_ranks`).
@@ -108,5 +108,5 @@ def attention_masks(rank: jax.Array, targets: jax.Array, context: int) -> tuple[
 
 
 def scored(rank: jax.Array, targets: jax.Array, upper: int) -> jax.Array:
-    """Which targets enter the loss under the upper limit u: those of rank <= u; bool [..., P] (spec 2; off = N)."""
+    """Which targets enter the loss under the upper limit u: those of rank <= u; bool [..., P] (docs/papers/mapet.md 2; off = N)."""
     return jnp.take_along_axis(rank, targets, axis=-1) <= upper

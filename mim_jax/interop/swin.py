@@ -1,4 +1,4 @@
-"""Weights of other people's Swin Transformers to our parameter trees (spec dark_secrets.md 1.3). Names and layouts only.
+"""Weights of other people's Swin Transformers to our parameter trees (docs/papers/dark_secrets.md 1.3). Names and layouts only.
 
 Known are the names of microsoft/Swin-Transformer (versions 1 and 2), SimMIM, timm, transformers, and the "Dark Secrets"
 depth code (`rpe_mlp` for `cpb_mlp`, `norm3` for `norm`).

@@ -1,4 +1,4 @@
-"""The frozen teachers' weights: CLIP's ResNets, DALL-E's encoder, VQ-KD (spec mapet.md 8).
+"""The frozen teachers' weights: CLIP's ResNets, DALL-E's encoder, VQ-KD (docs/papers/mapet.md 8).
 
 Each function takes a state dict in torch's layout to our tree; `files.fit` tells whether it is whole.
 """

@@ -1,4 +1,4 @@
-"""AMT: attention decides what is masked and what is thrown away, on MAE or SimMIM (spec amt.md 3 to 6).
+"""AMT: attention decides what is masked and what is thrown away, on MAE or SimMIM (docs/papers/amt.md 3 to 6).
 
 The first epochs are the base method. Then a bank holds what CLS attends to in every training image; the most attended
 patches of a random draw by these weights are masked, the next are thrown (no encoder, no decoder, no loss sees them),
@@ -133,7 +133,7 @@ class AmtMae(Driven, Mae):
 
 
 class AmtSimmim(Driven, Simmim):
-    """AMT on SimMIM, in its units: the encoder runs on CLS, the visible and the masked patches (spec amt.md 5)."""
+    """AMT on SimMIM, in its units: the encoder runs on CLS, the visible and the masked patches (docs/papers/amt.md 5)."""
 
     def __init__(self, config: Config, options: AmtOptions, driven: bool = False) -> None:
         mask, throw = options.ratios

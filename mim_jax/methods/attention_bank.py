@@ -52,7 +52,7 @@ class AttentionBank:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Random masking up to and with epoch `start`, then attention (spec amt.md 3.2)."""
+        """Random masking up to and with epoch `start`, then attention (docs/papers/amt.md 3.2)."""
         return Phase("random"), Phase("attention", self.options.start + 1)
 
     @property
@@ -81,7 +81,7 @@ class AttentionBank:
         return (NAME,) if self.passes and self.options.bank == "host" else ()
 
     def due(self, epoch: int) -> bool:
-        """After epochs start, start + interval, ... (spec amt.md 3.2); never after the last, for nothing follows it."""
+        """After epochs start, start + interval, ... (docs/papers/amt.md 3.2); never after the last, for nothing follows it."""
         return epoch >= self.options.start and (epoch - self.options.start) % self.options.interval == 0
 
     def maps(self, params: Params, batch: Batch) -> jax.Array:
@@ -108,7 +108,7 @@ class AttentionBank:
 
 
 def attention_maps(method: Method, params: Params, images: jax.Array) -> jax.Array:
-    """AMT's maps of whole images [B, H, W, 3], float32 [B, rows, columns] in [0, 1] (spec amt.md 3.1)."""
+    """AMT's maps of whole images [B, H, W, 3], float32 [B, rows, columns] in [0, 1] (docs/papers/amt.md 3.1)."""
     rows = method.apply(params, method.clean_patches(images), method=_attention_row)
     return normalise_attention(rows[..., method.vit.prefix :]).reshape(-1, *method.vit.grid)
 

@@ -1,4 +1,4 @@
-"""Beyond Masking: take away detail, place, style or patches; the network paints the original (spec beyond_masking.md).
+"""Beyond Masking: take away detail, place, style or patches; the network paints the original (docs/papers/beyond_masking.md).
 
 A task joins words with +: at most one that decides which part of the image is seen (`zoom_in`, `zoom_out`), any of
 `distort`, `blur`, `decolorize` (applied to what the network sees, in the order given), and `mask`.
@@ -132,7 +132,7 @@ class BeyondMasking(Method):
 
     @property
     def rules(self) -> Rules:
-        """spec beyond_masking.md A5 and A6: truncated at one sigma; patch projection and bridge torch's default; MASK does not decay."""
+        """docs/papers/beyond_masking.md A5 and A6: truncated at one sigma; patch projection and bridge torch's default; MASK does not decay."""
         return Rules(
             init=(
                 (r"patch_embed/", uniform((3 * self.vit.patch**2) ** -0.5)),
@@ -302,7 +302,7 @@ class BeyondMasking(Method):
 
 
 def ring_error(squares: jax.Array, margin: int) -> jax.Array:
-    """Sum of the means of the four strips around the centre, per example; 0 where there is no margin (spec beyond_masking.md A10 item 9).
+    """Sum of the means of the four strips around the centre, per example; 0 where there is no margin (docs/papers/beyond_masking.md A10 item 9).
 
     Args:
         squares: [B, Z, Z, 3]. margin: width of the ring, pixels.
@@ -317,5 +317,5 @@ def ring_error(squares: jax.Array, margin: int) -> jax.Array:
 
 
 def _blur_bias(key: jax.Array) -> jax.Array:
-    """The default bias of a torch convolution over 147 inputs, one value a channel (spec beyond_masking.md A4 d: official, drawn once)."""
+    """The default bias of a torch convolution over 147 inputs, one value a channel (docs/papers/beyond_masking.md A4 d: official, drawn once)."""
     return jax.random.uniform(key, (3,), minval=-(147.0**-0.5), maxval=147.0**-0.5)

@@ -1,6 +1,6 @@
 """Classification: from scratch, fine-tuning of a pre-trained encoder, and linear probes of a frozen one.
 
-spec amt.md 1.5 (probe), 1.6 and 2.2, spec mapet.md 10 (fine-tuning). `config.init` names the run to start from.
+docs/papers/amt.md 1.5 (probe), 1.6 and 2.2, docs/papers/mapet.md 10 (fine-tuning). `config.init` names the run to start from.
 """
 
 import dataclasses

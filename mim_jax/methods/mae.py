@@ -1,4 +1,4 @@
-"""MAE: the encoder sees a quarter of the patches, a light decoder paints the rest (spec amt.md 1)."""
+"""MAE: the encoder sees a quarter of the patches, a light decoder paints the rest (docs/papers/amt.md 1)."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ class Mae(Method):
 
     @property
     def rules(self) -> Rules:
-        """spec amt.md 1.3 and 1.4: Xavier, fused q, k, v as one matrix; the CLS and MASK tokens decay."""
+        """docs/papers/amt.md 1.3 and 1.4: Xavier, fused q, k, v as one matrix; the CLS and MASK tokens decay."""
         return Rules(
             init=(
                 (r"patch_embed/bias$", uniform((3 * self.vit.patch**2) ** -0.5)),

@@ -1,4 +1,4 @@
-"""MaPeT and its relatives (spec mapet.md): permuted prediction of token ids with two streams.
+"""MaPeT and its relatives (docs/papers/mapet.md): permuted prediction of token ids with two streams.
 
 One mask rule, five objectives:
 

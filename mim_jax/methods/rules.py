@@ -38,7 +38,7 @@ class Rules:
 
 
 def vit_layers(depth: int) -> Sequence[tuple[str, int]]:
-    """BEiT's ids (spec amt.md 1.6, 2.2): 0 for what comes before the blocks, block i + 1, the last for the rest."""
+    """BEiT's ids (docs/papers/amt.md 1.6, 2.2): 0 for what comes before the blocks, block i + 1, the last for the rest."""
     blocks = [(rf"encoder/block_{index:02d}/", index + 1) for index in range(depth)]
     return (*blocks, (r"(cls_token|mask_token|pos_embed|patch_embed/.*)$", 0), (r".", depth + 1))
 

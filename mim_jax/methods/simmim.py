@@ -1,6 +1,6 @@
 """SimMIM: MASK replaces hidden patches, the full encoder runs, one linear layer predicts raw pixels.
 
-On a ViT (spec amt.md 2) or a Swin (spec dark_secrets.md 1.4). What is hidden and predicted are cells: the patches of a ViT, the
+On a ViT (docs/papers/amt.md 2) or a Swin (docs/papers/dark_secrets.md 1.4). What is hidden and predicted are cells: the patches of a ViT, the
 tokens of a Swin's last stage, each of stride x stride pixels and of several patches.
 """
 
@@ -87,7 +87,7 @@ class Simmim(Method):
 
     @property
     def rules(self) -> Rules:
-        """spec amt.md 2.2: everything truncated at one sigma; branch outputs of block i (from 1) over sqrt(2 i)."""
+        """docs/papers/amt.md 2.2: everything truncated at one sigma; branch outputs of block i (from 1) over sqrt(2 i)."""
         if isinstance(self.net, SwinConfig):
             head = (r"^head/", uniform(self.net.features**-0.5))
             return Rules(init=(head, *swin_init(self.net)), decay=SWIN_DECAY)

@@ -1,4 +1,4 @@
-"""What the Swin codes say of parameters by name (spec dark_secrets.md 1.2, 1.4)."""
+"""What the Swin codes say of parameters by name (docs/papers/dark_secrets.md 1.2, 1.4)."""
 
 import math
 from collections.abc import Sequence

@@ -98,7 +98,7 @@ class TokenMethod(Method):
 
     @property
     def rules(self) -> Rules:
-        """spec mapet.md 5 and 9: normal 0.02, CLS 1e-6, the patch projection torch's default; MASK is decayed."""
+        """docs/papers/mapet.md 5 and 9: normal 0.02, CLS 1e-6, the patch projection torch's default; MASK is decayed."""
         patch_bound = 1.0 / (3 * self.vit.patch**2) ** 0.5
         return Rules(
             init=(

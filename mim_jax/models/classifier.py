@@ -1,4 +1,4 @@
-"""An encoder with a classification head: fine-tuning and training from scratch (spec mapet.md 10, amt.md 1.6), probes (1.5)."""
+"""An encoder with a classification head: fine-tuning and training from scratch (docs/papers/mapet.md 10, docs/papers/amt.md 1.6), probes (docs/papers/amt.md 1.5)."""
 
 import flax.linen as nn
 import jax

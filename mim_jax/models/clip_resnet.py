@@ -1,4 +1,4 @@
-"""CLIP's ModifiedResNet up to its last residual stage: the frozen teacher of k-CLIP (spec mapet.md 8.1).
+"""CLIP's ModifiedResNet up to its last residual stage: the frozen teacher of k-CLIP (docs/papers/mapet.md 8.1).
 
 Three convolutions and an average pool as the stem; bottlenecks that pool instead of striding, in the branch before its last
 convolution and in the shortcut before its projection. The attention pool is not here: k-CLIP takes the map before it.

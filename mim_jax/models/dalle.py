@@ -1,4 +1,4 @@
-"""The encoder of DALL-E's discrete VAE: BEiT's tokenizer (spec mapet.md 8.3)."""
+"""The encoder of DALL-E's discrete VAE: BEiT's tokenizer (docs/papers/mapet.md 8.3)."""
 
 import dataclasses
 

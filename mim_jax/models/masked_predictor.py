@@ -1,6 +1,6 @@
 """A full ViT, one MASK vector and one linear layer: as two streams (MaPeT, PIM) or one (MIM, SimMIM).
 
-Two-stream attention with shared weights (spec mapet.md 3-5) needs no second encoder: content rows and query rows are
+Two-stream attention with shared weights (docs/papers/mapet.md 3-5) needs no second encoder: content rows and query rows are
 one sequence for the same blocks, of which the first rows are keys and a boolean mask says who sees whom. Rows stand in
 **rank order**, not raster order: attention does not care, and the masks become constants shared by the whole batch
 (`two_streams.py`).

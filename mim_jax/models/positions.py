@@ -14,7 +14,7 @@ def _sin_cos(positions: np.ndarray, width: int) -> np.ndarray:
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
-    """MAE's fixed table (spec amt.md 1.2), float64 [rows * columns, width]: first half COLUMN, second half ROW.
+    """MAE's fixed table (docs/papers/amt.md 1.2), float64 [rows * columns, width]: first half COLUMN, second half ROW.
 
     Raises:
         ValueError: if the width is not a multiple of 4.
@@ -26,7 +26,7 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def sincos_1d(length: int, width: int) -> np.ndarray:
-    """Beyond Masking's table over the raster index (its spec A3.5), float64 [length, width]: sine and cosine interleaved."""
+    """Beyond Masking's table over the raster index (docs/papers/beyond_masking.md A3.5), float64 [length, width]: sine and cosine interleaved."""
     dims = np.arange(width)
     angles = np.arange(length)[:, None] / 10000.0 ** (2 * (dims // 2) / width)
     return np.where(dims % 2 == 0, np.sin(angles), np.cos(angles))

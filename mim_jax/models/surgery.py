@@ -1,4 +1,4 @@
-"""Experiments on the weights of a pre-trained encoder, to fine-tune from (spec dark_secrets.md 2.6).
+"""Experiments on the weights of a pre-trained encoder, to fine-tune from (docs/papers/dark_secrets.md 2.6).
 
 Parameters are those of a method: blocks are `encoder/block_00`, ...; a Swin's `encoder/merge_i` lies between its stages i and
 i + 1; `encoder/norm` is the final norm. Whatever belongs to a block (norms, LayerScale, position bias) lies inside it and

@@ -1,6 +1,6 @@
 """Swin Transformers, version 2 (res-post-norm, cosine attention, log-spaced position bias) and version 1.
 
-Source: spec dark_secrets.md 1.2; version 1 as SimMIM's code has it (fixtures). A stage's width doubles and its map halves
+Source: docs/papers/dark_secrets.md 1.2; version 1 as SimMIM's code has it (fixtures). A stage's width doubles and its map halves
 from the one before: width * 2^i channels at a stride of patch * 2^i pixels.
 """
 

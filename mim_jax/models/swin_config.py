@@ -1,4 +1,4 @@
-"""The sizes of a Swin, and what follows from them (spec dark_secrets.md 1.2)."""
+"""The sizes of a Swin, and what follows from them (docs/papers/dark_secrets.md 1.2)."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""A Swin, one MASK vector and one linear layer: SimMIM on Swin (spec dark_secrets.md 1.4)."""
+"""A Swin, one MASK vector and one linear layer: SimMIM on Swin (docs/papers/dark_secrets.md 1.4)."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""VQ-KD, the tokenizer of BEiT v2, without its decoder (spec mapet.md 8.2)."""
+"""VQ-KD, the tokenizer of BEiT v2, without its decoder (docs/papers/mapet.md 8.2)."""
 
 import dataclasses
 

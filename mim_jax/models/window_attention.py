@@ -1,6 +1,6 @@
 """Attention inside the windows of a Swin's block: cosine attention with a log-spaced position bias, or version 1's.
 
-Source: spec dark_secrets.md 1.2.
+Source: docs/papers/dark_secrets.md 1.2.
 """
 
 import math

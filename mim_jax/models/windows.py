@@ -1,4 +1,4 @@
-"""How a map of tokens is cut into windows (spec dark_secrets.md 1.2): sizes, labels and tables, numpy, at trace time.
+"""How a map of tokens is cut into windows (docs/papers/dark_secrets.md 1.2): sizes, labels and tables, numpy, at trace time.
 
 Everything here follows from shapes. Only `cut` and `join` and their parts touch values; nothing is ever a parameter.
 """

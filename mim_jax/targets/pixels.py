@@ -60,8 +60,8 @@ def flip_where(images: jax.Array, flip: jax.Array) -> jax.Array:
 def normalise_patches(values: jax.Array, how: PatchNorm) -> jax.Array:
     """Targets relative to their own patch.
 
-    "channel" is Beyond Masking's PN (spec beyond_masking.md A3.2; give it values in [0, 1]): for each channel of a patch
-    (v - mean) / (sqrt(var) + 1e-6). "joint" is MAE's (spec amt.md 1.2): over all values of a patch
+    "channel" is Beyond Masking's PN (docs/papers/beyond_masking.md A3.2; give it values in [0, 1]): for each channel of a patch
+    (v - mean) / (sqrt(var) + 1e-6). "joint" is MAE's (docs/papers/amt.md 1.2): over all values of a patch
     (v - mean) / sqrt(var + 1e-6). Variances are unbiased. "none" leaves the values as they are. A flat patch becomes 0
     up to rounding; gradients are finite there, too.
 
@@ -98,7 +98,7 @@ def _centre(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def normalise_locally(images: jax.Array, window: int = 47) -> jax.Array:
-    """Every pixel relative to the square around it, per channel: SimMIM's target on SwinV2 (spec dark_secrets.md 1.4).
+    """Every pixel relative to the square around it, per channel: SimMIM's target on SwinV2 (docs/papers/dark_secrets.md 1.4).
 
     (x - mean) / sqrt(var + 1e-6) over the window x window pixels around a pixel that lie in the image; the variance is
     unbiased: max(0, (E[x^2] - mean^2) n / (n - 1)) of n pixels.

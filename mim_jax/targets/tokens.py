@@ -1,4 +1,4 @@
-"""Token ids: the nearest of V centroids in squared Euclidean distance (spec mapet.md 8.1)."""
+"""Token ids: the nearest of V centroids in squared Euclidean distance (docs/papers/mapet.md 8.1)."""
 
 import jax
 import jax.numpy as jnp

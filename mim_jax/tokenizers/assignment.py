@@ -1,4 +1,4 @@
-"""Nearest centroids of many points without ever holding all distances (spec mapet.md 8.1: exact, squared Euclidean)."""
+"""Nearest centroids of many points without ever holding all distances (docs/papers/mapet.md 8.1: exact, squared Euclidean)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""k-means of more points than memory holds (spec mapet.md 8.1): streamed, over all devices and hosts, resumable.
+"""k-means of more points than memory holds (docs/papers/mapet.md 8.1): streamed, over all devices and hosts, resumable.
 
 Lloyd's algorithm as faiss runs it for the paper (8192 clusters, 20 iterations, 5 restarts from random points, at most 512
 points a cluster), or mini-batches. Ours, not the paper's: empty clusters are repaired until none is left, also after the

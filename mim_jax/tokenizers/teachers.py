@@ -68,7 +68,7 @@ def _pixels(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
 
 
 def _clip_resnet(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
-    """The last residual stage before the attention pool (spec mapet.md 8.1)."""
+    """The last residual stage before the attention pool (docs/papers/mapet.md 8.1)."""
     blocks = facts["layers"]
     config = ClipResNetConfig((blocks[0], blocks[1], blocks[2], blocks[3]), facts["width"], size)
 

@@ -1,4 +1,4 @@
-"""Tokenizers from files: images in, token ids out. All are frozen (spec mapet.md 8)."""
+"""Tokenizers from files: images in, token ids out. All are frozen (docs/papers/mapet.md 8)."""
 
 import dataclasses
 import functools

@@ -19,7 +19,7 @@ def learning_rate(step: jax.Array, config: Config, steps_per_epoch: float) -> ja
     """The rate of update `step` (from 0): linear warm-up, cosine, optionally a tail at the minimum.
 
     `schedule.cosine_from`: "warmup" starts the cosine after the warm-up (MAE); "start" lets its clock run from 0, the
-    warm-up replacing its beginning (timm, MaPeT; spec mapet.md 9). `schedule.per_epoch` holds the rate for an epoch.
+    warm-up replacing its beginning (timm, MaPeT; docs/papers/mapet.md 9). `schedule.per_epoch` holds the rate for an epoch.
     """
     s, peak = config.schedule, resolved(config.optim.lr)
     warmup = resolved(s.warmup_steps)

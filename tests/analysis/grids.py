@@ -1,4 +1,4 @@
-"""Small attention maps with known numbers (spec dark_secrets.md 3), and all metrics of a map in one compiled program."""
+"""Small attention maps with known numbers (docs/papers/dark_secrets.md 3), and all metrics of a map in one compiled program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Golden numbers (spec dark_secrets.md 3) and invariants (7.1-7.7) of the attention metrics."""
+"""Golden numbers (docs/papers/dark_secrets.md 3) and invariants (7.1-7.7) of the attention metrics."""
 
 from collections.abc import Iterator
 
@@ -43,7 +43,7 @@ KL = [
     [1.355418, 0.701303, 0.279142, 0, 0.525056],
     [2.454820, 1.597648, 0.972429, 0.287173, 0],
 ]
-STAGES = {  # input side and windows -> uniform distance in pixels and log N of the four stages (spec 2.1)
+STAGES = {  # input side and windows -> uniform distance in pixels and log N of the four stages (docs/papers/dark_secrets.md 2.1)
     (192, (12, 12, 12, 6)): ((24.938, 49.876, 99.753, 98.570), (4.9698, 4.9698, 4.9698, 3.5835)),
     (224, (14, 14, 14, 7)): ((29.123, 58.246, 116.492, 115.503), (5.2781, 5.2781, 5.2781, 3.8918)),
     (256, (16, 16, 16, 8)): ((33.304, 66.609, 133.217, 132.367), (5.5452, 5.5452, 5.5452, 4.1589)),

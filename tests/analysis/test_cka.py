@@ -1,4 +1,4 @@
-"""CKA: golden numbers (spec dark_secrets.md 3), invariants (7.8), and the sums of the definition written out."""
+"""CKA: golden numbers (docs/papers/dark_secrets.md 3), invariants (7.8), and the sums of the definition written out."""
 
 import jax
 import jax.numpy as jnp

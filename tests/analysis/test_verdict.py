@@ -1,4 +1,4 @@
-"""Words of the verdict on networks whose maps are known (spec dark_secrets.md 3: like a MIM's, like a supervised one's)."""
+"""Words of the verdict on networks whose maps are known (docs/papers/dark_secrets.md 3: like a MIM's, like a supervised one's)."""
 
 import dataclasses
 

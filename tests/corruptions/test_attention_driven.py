@@ -1,4 +1,4 @@
-"""AMT's ops: spec amt.md section 10, T1 to T4, T9, T10, T12, and the golden tables of sections 3, 4, 6 and 9."""
+"""AMT's ops: docs/papers/amt.md section 10, T1 to T4, T9, T10, T12, and the golden tables of sections 3, 4, 6 and 9."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Blur and random grey: the anchors of the spec (A12), its invariants (A11), and torch's convolution."""
+"""Blur and random grey: the anchors and invariants of docs/papers/beyond_masking.md A12 and A11, and torch's convolution."""
 
 import anchors
 import jax

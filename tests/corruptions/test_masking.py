@@ -44,7 +44,7 @@ def test_masked_first_splits_indices() -> None:
 
 
 def beit(draws: np.ndarray, side: int, goal: int, min_block: int) -> np.ndarray:
-    """BEiT's rule in plain loops (spec mapet.md 6)."""
+    """BEiT's rule in plain loops (docs/papers/mapet.md 6)."""
     mask = np.zeros((side, side), bool)
     for tries in draws:
         allowed, added = goal - mask.sum(), 0
@@ -78,7 +78,7 @@ def test_block_distribution_and_top_up() -> None:
     assert before.max() == 75 and before.min() >= 60
     assert (
         abs((before == 75).mean() - 0.68) < 0.04 and abs(before.mean() - 74.5) < 0.2
-    )  # the spec's simulation
+    )  # the simulation of docs/papers/mapet.md 6
     masks = np.asarray(jax.jit(jax.vmap(lambda key: block_mask(key, (14, 14), 75)))(keys))
     assert (masks.sum(axis=1) == 75).all()
 

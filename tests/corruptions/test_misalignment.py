@@ -1,4 +1,4 @@
-"""Zoom, canvas, fish-eye and the area resize: the anchors of the spec (A12), its invariants (A11), numpy and torch oracles."""
+"""Zoom, canvas, fish-eye and the area resize: the anchors and invariants of docs/papers/beyond_masking.md A12 and A11, numpy and torch oracles."""
 
 from functools import partial
 
@@ -154,7 +154,7 @@ def test_zoom_in_targets_and_losses_are_the_specs(dtype: str) -> None:
     assert everywhere == pytest.approx(1.107320748821, rel=loss)
     assert sum(edges) == pytest.approx(4.103719104865, rel=loss)
     assert 0.8 * masked + 0.2 * sum(edges) == pytest.approx(1.706379960013, rel=loss)
-    # The spec's own two terms add up to ...420030; its total is printed 4e-11 lower.
+    # The two terms of docs/papers/beyond_masking.md A12 add up to ...420030; its total is printed 4e-11 lower.
     assert 0.8 * everywhere + 0.2 * sum(edges) == pytest.approx(1.706600419989, rel=max(loss, 1e-10))
 
 

@@ -1,4 +1,4 @@
-"""Orders and masks against the worked example of spec mapet.md 4.2, the official masks, and the rule restated in loops."""
+"""Orders and masks against the worked example of docs/papers/mapet.md 4.2, the official masks, and the rule restated in loops."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ WORKED = """
 1 1 . . 1 . 1 1 1 1
 1 1 . 1 1 . 1 1 . 1
 """
-"""spec mapet.md 4.2: ten content rows (CLS, x1..x6, M2, M3, M5), three query rows (g2, g3, g5)."""
+"""docs/papers/mapet.md 4.2: ten content rows (CLS, x1..x6, M2, M3, M5), three query rows (g2, g3, g5)."""
 
 
 def test_worked_example() -> None:

@@ -1,4 +1,4 @@
-"""AMT as a method: spec amt.md section 10, T5 to T8, T11 to T13."""
+"""AMT as a method: docs/papers/amt.md section 10, T5 to T8, T11 to T13."""
 
 import dataclasses
 
@@ -123,7 +123,7 @@ def test_nothing_thrown_is_the_base_method(base: str) -> None:
 
 @pytest.mark.parametrize("bias", ["shared", "per_block"])
 def test_relative_bias_follows_the_patches_that_are_left(bias: str) -> None:
-    """Throwing a patch equals hiding its key from everybody: with the bias gathered per image (spec 5)."""
+    """Throwing a patch equals hiding its key from everybody: with the bias gathered per image (docs/papers/amt.md 5)."""
     method = driven(amt("simmim", model__relative_bias=bias, model__positions="none"))
     params = shaken(method, 0.05)
     view = method.corrupt(keys(2), with_maps(2), {})

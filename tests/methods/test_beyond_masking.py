@@ -1,4 +1,4 @@
-"""Beyond Masking against the closed-form anchors of its spec (A12), its wrong variants, and its invariants (A11)."""
+"""Beyond Masking against the closed-form anchors of docs/papers/beyond_masking.md A12, its wrong variants, and the invariants of A11."""
 
 import jax
 import jax.numpy as jnp

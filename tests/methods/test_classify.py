@@ -97,7 +97,7 @@ def _nested(name: str):
 
 
 def test_golden_lars_steps() -> None:
-    """Spec amt.md 1.5 and every step of the fixture: matrices by trust ratio, vectors plain, the rate after the momentum."""
+    """docs/papers/amt.md 1.5 and every step of the fixture: matrices by trust ratio, vectors plain, the rate after the momentum."""
     method = probe()
     case = listed("mae", "lars")[0]
     params = {"head": {"kernel": jnp.asarray(case["params"][0]), "bias": jnp.asarray(case["params"][1])}}

@@ -142,7 +142,7 @@ def test_fine_tuning_parameter_counts(variant: str, parameters: int) -> None:
 
 
 def test_costs_follow_the_spec() -> None:
-    """Multiply-adds of spec mapet.md 7: MIM 5.06 G forward, MaPeT 2.37 times, 2.25 without the last content update.
+    """Multiply-adds of docs/papers/mapet.md 7: MIM 5.06 G forward, MaPeT 2.37 times, 2.25 without the last content update.
 
     Our bands leave out logits that the mask would hide: 491 x 344 become 111 thousand a head, and 2.25 becomes 2.15.
     """
@@ -163,7 +163,7 @@ def test_costs_follow_the_spec() -> None:
 
 @pytest.mark.parametrize(("variant", "loss"), [("ti", 9.05), ("s", 9.09)])
 def test_loss_at_initialisation(variant: str, loss: float) -> None:
-    """About ln 8192 + D 0.02^2 / 2 (spec 14.2 item 11)."""
+    """About ln 8192 + D 0.02^2 / 2 (docs/papers/mapet.md 14.2 item 11)."""
     method = imagenet(variant)
     params = method.init_params(jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
@@ -186,7 +186,7 @@ def test_initial_spreads() -> None:
 
 
 def test_decay_lists() -> None:
-    """Matrices and the MASK vector decay; CLS, positions, biases, norms and LayerScale do not (spec 9)."""
+    """Matrices and the MASK vector decay; CLS, positions, biases, norms and LayerScale do not (docs/papers/mapet.md 9)."""
     method = imagenet("b")
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     decays = dict(

@@ -103,7 +103,7 @@ def test_constant_baseline_is_the_image_mean(config: str) -> None:
 
 
 def test_costs_follow_the_spec() -> None:
-    """Spec amt.md 4.1: MAE 4.41 + 5.37 GMAC forward; ours leaves the visible rows of the decoder's last block out."""
+    """docs/papers/amt.md 4.1: MAE 4.41 + 5.37 GMAC forward; ours leaves the visible rows of the decoder's last block out."""
     mae = small_method("mae", MAE_FULL)
     assert mae.flops() / 6 == pytest.approx(9.78e9, rel=0.03)
     simmim = small_method("simmim", FULL)

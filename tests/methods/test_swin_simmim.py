@@ -27,7 +27,7 @@ def params(method):
 
 
 def test_counts_at_full_size() -> None:
-    """192 px: 22 of 36 cells of 32 px, each of 8 x 8 patches (spec dark_secrets.md 1.4)."""
+    """192 px: 22 of 36 cells of 32 px, each of 8 x 8 patches (docs/papers/dark_secrets.md 1.4)."""
     method = small_method(
         "simmim", {"model.variant": "swinv2_b", "model.image_size": None, "model.patch": None}
     )

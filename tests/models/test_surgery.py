@@ -1,4 +1,4 @@
-"""Layer surgery: what changes, what stays, and that nothing is lost (spec dark_secrets.md 2.6)."""
+"""Layer surgery: what changes, what stays, and that nothing is lost (docs/papers/dark_secrets.md 2.6)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Swin's options and invariants (spec dark_secrets.md 1.2, 7): sizes, labels, biases, capture, remat, precision, leaks."""
+"""Swin's options and invariants (docs/papers/dark_secrets.md 1.2, 7): sizes, labels, biases, capture, remat, precision, leaks."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ def test_sizes_of_a_config() -> None:
 
 
 def test_the_mean_distance_of_uniform_attention_is_the_specs() -> None:
-    """Spec 2.1: 24.938, 49.876, 99.753 and 98.570 px for the stages of 192 px in windows of 12, 12, 12, 6."""
+    """docs/papers/dark_secrets.md 2.1: 24.938, 49.876, 99.753 and 98.570 px for the stages of 192 px in windows of 12, 12, 12, 6."""
     means = []
     for geometry in SwinConfig().geometry[::2]:
         place = geometry.coordinates * geometry.pixels

@@ -1,4 +1,4 @@
-"""Windows: the spec's golden tables and shifted map, inverses, labels against slices, and what padding is called."""
+"""Windows: golden tables and shifted map, inverses, labels against slices, and what padding is called."""
 
 import math
 
@@ -22,7 +22,7 @@ from mim_jax.models.windows import (
     window_coordinates,
 )
 
-# Spec 1.2: window, window of pre-training, g of offset 1 and of the largest offset.
+# docs/papers/dark_secrets.md 1.2: window, window of pre-training, g of offset 1 and of the largest offset.
 LOG_OFFSETS = (
     (12, 12, 0.262832, 1.056642),
     (6, 6, 0.459504, 1.056642),

@@ -9,7 +9,7 @@ from mim_jax.targets.pixels import normalise_locally
 
 
 def loop(images: np.ndarray, window: int) -> np.ndarray:
-    """Spec dark_secrets.md 1.4, in float64, one pixel after another."""
+    """docs/papers/dark_secrets.md 1.4, in float64, one pixel after another."""
     out, reach = np.empty_like(images), window // 2
     for b, row, column, channel in np.ndindex(images.shape):
         near = images[

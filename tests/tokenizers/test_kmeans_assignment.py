@@ -1,4 +1,4 @@
-"""Tiled assignment against float64 distances; its invariants (spec mapet.md 14.2, item 13); code usage."""
+"""Tiled assignment against float64 distances; its invariants (docs/papers/mapet.md 14.2, item 13); code usage."""
 
 import numpy as np
 import pytest

@@ -103,7 +103,7 @@ def test_refusals(weights, tmp_path) -> None:
 
 
 def test_surgery_before_the_start(weights) -> None:
-    """Spec dark_secrets.md 2.6: which blocks are theirs, which are fresh, and where they stand."""
+    """docs/papers/dark_secrets.md 2.6: which blocks are theirs, which are fresh, and where they stand."""
     tree, _ = encoder_from(state())
 
     def theirs(params, place: int, block: int) -> bool:

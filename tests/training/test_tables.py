@@ -1,4 +1,4 @@
-"""Passes and their tables: T14 of spec amt.md, what checkpoints hold, and a run killed around a refresh."""
+"""Passes and their tables: docs/papers/amt.md 10, T14, what checkpoints hold, and a run killed around a refresh."""
 
 import signal
 import subprocess

@@ -42,7 +42,7 @@ def test_eleven_points_by_hand() -> None:
 
 
 def test_eleven_points_as_the_definition_says(scored) -> None:
-    """The spec's sentence, in loops: mean over r of the best precision at recall of at least r."""
+    """The sentence of docs/papers/dark_secrets.md 4.4, in loops: mean over r of the best precision at recall of at least r."""
     scores, labels = scored
     relevant = labels[:, None] == np.arange(7)
     values = []
