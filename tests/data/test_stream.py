@@ -5,12 +5,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mim_jax.data import InputSpec, Loader, open_source
+from mim_jax.data import stream as stream_module
 from mim_jax.data.sources.base import ArrayPicture
+from mim_jax.data.workers import Making
 
 RANDOM = InputSpec((6, 6), "random_resized", flip=True)
 
@@ -53,30 +56,44 @@ def test_a_process_that_ends_in_the_middle_ends():
     assert (done.returncode, done.stderr) == (7, "")
 
 
-class Slow:
-    """Pictures that take a while, and one that fails."""
+class Counted:
+    """Pictures that count how often they are read. After the first `free` reads they wait at a gate. One may fail."""
 
-    name, num_classes, class_names, fingerprint = "slow", 0, (), "0"
+    name, num_classes, class_names, fingerprint = "counted", 0, (), "0"
 
-    def __init__(self, seconds=0.0, fails=-1, error=None):
-        self.seconds, self.fails, self.error = seconds, fails, error
+    def __init__(self, free=10**9, fails=-1, error=None):
+        self.free, self.fails, self.error = free, fails, error
+        self.read, self.waiting, self.gate, self._lock = 0, 0, threading.Event(), threading.Lock()
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
-        time.sleep(self.seconds)
+        with self._lock:
+            self.read += 1
+            waits = self.read > self.free
+            self.waiting += waits
+        if waits and not self.gate.wait(timeout=30):
+            raise AssertionError("nobody opened the gate")
         if index == self.fails:
             raise self.error
         return ArrayPicture(np.full((4, 4, 3), index, np.uint8), -1)
 
     def describe(self):
-        return "slow"
+        return "counted"
+
+
+def until(condition):
+    """Waits for it, half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.001)
 
 
 def test_an_error_of_a_thread_surfaces_as_it_was():
     error = ZeroDivisionError("from the depth")
-    with Loader(Slow(fails=3, error=error), InputSpec((4, 4), "none"), batch_size=4, seed=0) as loader:
+    with Loader(Counted(fails=3, error=error), InputSpec((4, 4), "none"), batch_size=4, seed=0) as loader:
         with pytest.raises(ZeroDivisionError) as caught:
             list(loader.iterate(0))
         assert caught.value is error
@@ -94,26 +111,44 @@ def test_an_error_of_place_surfaces():
         next(loader.iterate(0, refuse))
 
 
-def test_batches_are_made_ahead_and_waiting_is_measured():
-    with Loader(
-        Slow(seconds=0.01), InputSpec((4, 4), "none"), batch_size=8, seed=0, threads=2, prefetch=2
-    ) as loader:
+def test_batches_are_made_ahead():
+    """While the consumer is busy with one batch, `prefetch` get ready, one is at hand and one begun; no more."""
+    counted = Counted()
+    with Loader(counted, InputSpec((4, 4), "none"), batch_size=8, seed=0, threads=2, prefetch=2) as loader:
         stream = loader.iterate(0)
         next(stream)
-        first = loader.stall_seconds
-        assert first > 0.03
-        time.sleep(0.3)
-        next(stream), next(stream)
-        assert loader.stall_seconds - first < 0.04  # Unprepared, the two would take 0.08.
-        for _ in range(6):
+        until(lambda: counted.read == 8 * (1 + 2 + 1 + 1))
+        time.sleep(0.1)  # too short to prove that no more are read; one that reads on is most likely seen
+        assert counted.read == 40
+        next(stream)
+        until(lambda: counted.read == 48)
+
+
+def test_waiting_is_measured(monkeypatch):
+    clock = iter([0.0, 5.0, 5.0, 5.0, 6.0, 13.0])  # before and after each wait
+    monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with Loader(source(), RANDOM, batch_size=4, seed=0) as loader:
+        stream = loader.iterate(0)
+        for total in (5.0, 5.0, 12.0):
             next(stream)
-        assert loader.stall_seconds - first > 0.03
+            assert loader.stall_seconds == total
 
 
-def test_closing_does_not_wait_for_the_batches_in_the_making():
-    with Loader(Slow(seconds=0.01), InputSpec((4, 4), "none"), batch_size=400, seed=0, threads=2) as loader:
+def test_closing_does_not_wait_for_the_batches_in_the_making(monkeypatch):
+    """Two batches of 400 are in the making, with one picture in the hands of each thread: these alone are finished."""
+    counted, abandoned, abandon = Counted(free=400), [], Making.abandon
+
+    def abandoning(making):
+        abandon(making)
+        abandoned.append(making)
+        if len(abandoned) == 2:
+            counted.gate.set()
+
+    monkeypatch.setattr(Making, "abandon", abandoning)
+    with Loader(counted, InputSpec((4, 4), "none"), batch_size=400, seed=0, threads=2) as loader:
         stream = loader.iterate(0)
         next(stream)
-        before = time.perf_counter()
+        (made,) = loader._streams
+        until(lambda: counted.waiting == 2 and len(made._making) == 2)
         stream.close()
-        assert time.perf_counter() - before < 1  # The two batches would take 4 seconds.
+        assert counted.read == 402

@@ -1,62 +1,114 @@
-"""kill -9 in the middle of saves: what restores is whole, bit for bit, and no older than the last saved."""
+"""kill -9 at every stage of a save: what restores is whole, bit for bit, and the newest that was saved."""
 
-import random
-import signal
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mim_jax.training.checkpoints import Checkpoints
 
-_SIZE = 300_000
-# Saves without a pause, so that nearly every instant is inside one.
-_WORKER = f"""
-import sys
+STAGES = {  # where a save is killed -> the newest step that is saved then
+    "before_the_arrays": 2,
+    "arrays_half_written": 2,
+    "before_the_manifest": 2,
+    "manifest_half_written": 2,
+    "before_the_rename": 2,
+    "before_old_ones_are_removed": 3,
+}
+SIZE = 100_000
+# Every stage has a process of its own, forked before jax starts a backend, and killed once it says that it stands there.
+WORKER = f"""
+import os, signal, sys, time
 import jax, jax.numpy as jnp
-from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.checkpoints import Checkpoints, writer
 
-with Checkpoints(sys.argv[1]) as checkpoints:
-    step = (checkpoints.newest_good() or 0) + 1
-    while True:
-        x = jax.random.normal(jax.random.key(step), ({_SIZE},))
-        checkpoints.save(step, {{"x": x, "step": jnp.int32(step)}})
-        print(step - 1, flush=True)  # save has waited for the one before
-        step += 1
+def stand(pipe):
+    os.write(pipe, b"x")
+    time.sleep(600)
+
+def halve(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+def stop_at(stage, pipe):
+    prepare, sums, manifest = writer.Writer._start_arrays, writer.sum_files, writer.write_manifest
+    if stage == "before_the_arrays":
+        writer.Writer._start_arrays = lambda *a: stand(pipe)
+    elif stage == "arrays_half_written":
+        def sum_files(path):
+            found = [os.path.join(top, name) for top, _, names in os.walk(path) for name in names]
+            halve(max(found, key=os.path.getsize))
+            stand(pipe)
+        writer.sum_files = sum_files
+    elif stage == "before_the_manifest":
+        writer.write_manifest = lambda *a: stand(pipe)
+    elif stage == "manifest_half_written":
+        def write_manifest(path, whole):
+            manifest(path, whole)
+            halve(os.path.join(path, "manifest.json"))
+            stand(pipe)
+        writer.write_manifest = write_manifest
+    elif stage == "before_the_rename":
+        writer.files.commit = lambda *a: stand(pipe)
+    else:
+        writer._removal_failure_of = lambda *a: stand(pipe)
+
+def save_until(stage, folder, pipe):
+    with Checkpoints(os.path.join(folder, stage), keep_last=1) as checkpoints:
+        for step in (1, 2, 3):
+            if step == 3:
+                stop_at(stage, pipe)
+            x = jax.random.normal(jax.random.key(step), ({SIZE},))
+            checkpoints.save(step, {{"x": x, "step": jnp.int32(step)}})
+            checkpoints.wait()
+
+for stage in {tuple(STAGES)!r}:
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reads)
+        try:
+            save_until(stage, sys.argv[1], writes)
+        finally:
+            os._exit(1)
+    os.close(writes)
+    stood = os.read(reads, 1) == b"x"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(stage, stood, flush=True)
 """
 
 
-def test_six_kills_lose_nothing_that_was_saved(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints of a killed run for each stage."""
+    folder = tmp_path_factory.mktemp("killed")
+    ran = subprocess.run(
+        [sys.executable, "-c", WORKER, str(folder)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.stdout.split("\n")[:-1] == [f"{stage} True" for stage in STAGES], ran.stderr
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_inside_a_save_loses_nothing_that_was_saved(killed: Path, stage: str) -> None:
+    directory, newest = killed / stage, STAGES[stage]
+    unfinished = [name for name in os.listdir(directory) if name.startswith("unfinished-")]
+    assert len(unfinished) == (newest == 2)  # the kill fell inside the save
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {
-        "x": jax.ShapeDtypeStruct((_SIZE,), jnp.float32, sharding=here),
+        "x": jax.ShapeDtypeStruct((SIZE,), jnp.float32, sharding=here),
         "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=here),
     }
-    draw = random.Random(0)
-    interrupted = 0
-    for _ in range(6):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert worker.stdout is not None
-        said = [worker.stdout.readline(), worker.stdout.readline()]
-        time.sleep(draw.uniform(0.0, 0.3))
-        worker.send_signal(signal.SIGKILL)
-        said += worker.communicate()[0].splitlines()
-        saved = int(said[-1])
-        interrupted += any(path.name.startswith("unfinished-") for path in tmp_path.iterdir())
-        with Checkpoints(tmp_path) as checkpoints:
-            found = checkpoints.restore(target)
+    with Checkpoints(directory, keep_last=1) as checkpoints:
+        found = checkpoints.restore(target)
         assert found is not None
         step, state = found
-        assert saved <= step <= saved + 1
-        assert int(state["step"]) == step
-        np.testing.assert_array_equal(state["x"], jax.random.normal(jax.random.key(step), (_SIZE,)))
-    assert interrupted, "no kill fell inside a save, so this run proved nothing"
+        assert step == newest and int(state["step"]) == newest
+        np.testing.assert_array_equal(state["x"], jax.random.normal(jax.random.key(newest), (SIZE,)))
+        checkpoints.save(4, state)
+    assert os.listdir(directory) == ["00000004"]  # and the next save leaves nothing of it behind
