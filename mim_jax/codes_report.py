@@ -24,23 +24,22 @@ Examples = Sequence[tuple[int, npt.NDArray[np.uint8]]]
 
 CODES = 32
 PATCHES = 10
-IMAGES = 1024
-"""How many of the most used codes are shown, by how many patches each, from how many of the first images at most."""
+SHOWN_IMAGES = 1024
+"""How many of the most used codes are shown, by how many patches each, from how many images of the source at most."""
 
 
 def most_used(
-    source: Source, spec: InputSpec, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
+    few: Source, spec: InputSpec, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
 ) -> Examples:
-    """Patches of the most used codes, no two of one image.
+    """Patches of the most used codes, no two of one image, and spread over the images that have the code.
 
     Args:
+        few: some images, spread over a source: many lie in the order of their classes.
         spec: the tokenizer's view. grid: rows and columns of ids. counts: int [V].
-        ids: integers [n, L] of the first n examples of the source.
+        ids: integers [n, L] of all `few`.
     """
-    limit = min(IMAGES, len(ids))
-    images = np.concatenate(
-        [b["image"][b["valid"]] for b in evaluation_batches(source, spec, batch_size=64, limit=limit)]
-    )
+    limit = len(few)
+    images = np.concatenate([b["image"][b["valid"]] for b in evaluation_batches(few, spec, batch_size=64)])
     height, width = spec.size[0] // grid[0], spec.size[1] // grid[1]
     cells = (
         images.reshape(limit, grid[0], height, grid[1], width, 3)
@@ -49,9 +48,11 @@ def most_used(
     )
     shown = []
     for code in np.argsort(-counts, kind="stable")[:CODES]:
-        image, cell = np.nonzero(np.asarray(ids[:limit]) == code)
+        image, cell = np.nonzero(np.asarray(ids) == code)
         image, first = np.unique(image, return_index=True)
-        shown.append((int(code), cells[image[:PATCHES], cell[first][:PATCHES]]))
+        count = min(PATCHES, len(image))
+        at = np.arange(count) * len(image) // max(count, 1)
+        shown.append((int(code), cells[image[at], cell[first][at]]))
     return shown
 
 

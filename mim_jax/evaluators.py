@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 from etils.epath import Path
 
 from mim_jax.analysis.evaluator import HeadDiversity
+from mim_jax.cached_tokens import Rows, held_out_tokens
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches, place, spread
+from mim_jax.data import EvenSample, InputSpec, Source, Subset, evaluation_batches, place, spread
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
@@ -29,14 +31,18 @@ def eval_batches(
     spec: InputSpec,
     limit: int | None = None,
     what: str = "evaluation",
+    extras: Rows | None = None,
 ) -> Iterable[Batch]:
     """Placed batches of a split in its own order, in the view of `spec`.
 
     Args:
         limit: at most so many images, spread over all.
         what: they are for, shown while it goes on.
+        extras: further keys of the batch, by the numbers of examples in `source`.
     """
     shown = spread(source, limit)
+    if isinstance(shown, Subset):
+        extras = {name: _of_subset(rows, shown) for name, rows in (extras or {}).items()}
     size = resolved(config.eval.batch_size)
     batches = evaluation_batches(
         shown,
@@ -45,11 +51,17 @@ def eval_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
+        extras=extras,
     )
     with Progress(what, len(shown)) as progress:
         for batch in batches:
             yield place(batch, batch_sharding(mesh))
             progress.update(min(size, len(shown) - progress.done))
+
+
+def _of_subset(rows: Callable[[Any], Any], subset: Subset) -> Callable[[Any], Any]:
+    """Rows by the numbers of a subset, from rows by those of its source."""
+    return lambda index: rows(subset.numbers(index))
 
 
 def make_evaluators(
@@ -78,14 +90,21 @@ def make_evaluators(
         )
         return [scores, *evaluators]
     method = still(method)
+    spec, extras = method.eval_spec, None
     if method.cached_view:
-        say("no held-out loss: the token cache covers the training images only")
+        extras = held_out_tokens(method, test_source)
+        spec = dataclasses.replace(spec, extras=tuple(extras)) if extras else spec
+    if extras == {}:
+        say(
+            f"no held-out loss: the token cache {config.method['tokens']} holds the training images only; python -m"
+            " mim_jax.tokenize now keeps the ids of held-out images, too: make it again"
+        )
     elif config.eval.heldout_examples:
         evaluators.append(
             HeldOut(
                 method,
                 lambda: batches(
-                    test_source, method.eval_spec, limit=config.eval.heldout_examples, what="held-out loss"
+                    test_source, spec, limit=config.eval.heldout_examples, what="held-out loss", extras=extras
                 ),
                 mesh=mesh,
             )

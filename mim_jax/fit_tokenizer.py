@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mim_jax.codes_report import most_used, write_codes_report
+from mim_jax.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.config.check import ConfigError, build
 from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
-from mim_jax.data import InputSpec, Source, evaluation_batches
+from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
@@ -35,7 +35,6 @@ from mim_jax.training.watching.log import say
 FILE = "tokenizer.safetensors"
 REPORT = "report.html"
 METRICS = "metrics.jsonl"
-SHOWN_IMAGES = 1024
 BATCH = 64
 
 
@@ -183,19 +182,20 @@ def _fit(
 
 
 def _report(workdir: Path, source: Source, spec: InputSpec, teacher: Teacher, params: Params) -> None:
-    """The page of the codes, from the first images of the source."""
+    """The page of the codes, from images spread over the source."""
+    few = EvenSample(source, SHOWN_IMAGES)
     own = OwnDevices()
     placed = jax.device_put(params, own.whole)
     tokenise = jax.jit(lambda params, images: kmeans_ids(teacher)(params, to_unit(images)))
     found = [
         np.asarray(tokenise(placed, jax.device_put(batch["image"], own.rows)))[batch["valid"]]
-        for batch in evaluation_batches(source, spec, batch_size=own.divisible(BATCH), limit=SHOWN_IMAGES)
+        for batch in evaluation_batches(few, spec, batch_size=own.divisible(BATCH))
     ]
     ids = np.concatenate(found)
     counts = np.bincount(ids.ravel(), minlength=len(params["centroids"]))
-    examples = most_used(source, spec, teacher.grid, counts, ids)
+    examples = most_used(few, spec, teacher.grid, counts, ids)
     facts = {
         "teacher": str(teacher.facts["kind"]),
-        "counted on": f"the first {len(ids)} images of {source.name}",
+        "counted on": f"{len(ids)} of {len(source)} images of {source.name}, spread over all",
     }
     write_codes_report(workdir / REPORT, f"Codes of {source.name}", facts, counts, examples)

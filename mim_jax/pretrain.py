@@ -5,22 +5,22 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils.epath import Path
 
+from mim_jax.cached_tokens import training_tokens
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Loader, Source, TokenCache, evaluation_batches, over_classes, spread
+from mim_jax.data import Loader, Source, evaluation_batches, over_classes, spread
 from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
-from mim_jax.tokenizers.tokenizer import opened
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.claims import Claim
@@ -74,7 +74,7 @@ def _run(config: Config, claim: Claim) -> int:
     method = build_method(config)
     check_evaluation(config, method)
     check_memory(config, method)
-    extras = _extras(method, train_source)
+    extras = training_tokens(method, train_source)
     mesh = make_mesh(config.mesh)
     tables = Tables(method, train_source, mesh)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
@@ -165,24 +165,6 @@ def _check_classes(config: Config, train: Source, test: Source) -> None:
             f"{config.data.source}: the splits {config.data.split} ({train.num_classes} classes) and {config.data.test_split}"
             f" ({test.num_classes}) differ in {', '.join(different[:5])}: they must hold the same class folders"
         )
-
-
-def _extras(method: Method, source: Source) -> dict[str, Callable[[Any], Any]]:
-    """What the batch holds beside the images: token ids from a cache that must belong to this very run."""
-    if "tokens" not in method.input_spec.extras:
-        return {}
-    options = method.config.method
-    expect = dict(
-        tokenizer=options["tokenizer"],
-        vocabulary=options["vocabulary"],
-        grid=list(method.net.grid),
-        view=method.input_spec.crop,
-        length=len(source),
-        source_fingerprint=source.fingerprint,
-    )
-    if options["weights"]:
-        expect["tokenizer_fingerprint"] = opened(options["tokenizer"], options["weights"]).fingerprint
-    return {"tokens": TokenCache.open(options["tokens"], expect=expect).__getitem__}
 
 
 def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:

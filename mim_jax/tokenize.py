@@ -1,29 +1,34 @@
 """python -m mim_jax.tokenize --config=configs/mapet.py[:PRESET] --config.method.weights=FILE --config.method.tokens=DIR ...
 
-Token ids of every image of a run's training split, computed once (docs/papers/mapet.md 8). The configuration is that of the run which is
-to learn from them: source, split, view and grid are its own. Every host writes its share of the shards; where the command was
-stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as patches of images, and how they are used.
+Token ids of every image of a run's training split, and in DIR/held_out of its held-out split, computed once (docs/papers/mapet.md 8). The
+configuration is that of the run which is to learn from them: source, splits, views and grid are its own. Every host writes its
+share of the shards; where the command was stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as
+patches of images, and how they are used.
 
 Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command goes on).
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.experimental import multihost_utils
 
-from mim_jax.codes_report import most_used, write_codes_report
+from mim_jax.cached_tokens import HELD_OUT
+from mim_jax.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, InputSpec, Source, TokenWriter, evaluation_batches
+from mim_jax.data import DataError, EvenSample, InputSpec, Source, TokenWriter, evaluation_batches
 from mim_jax.data.placement import OwnDevices
+from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import TokenOptions
 from mim_jax.progress import Progress
@@ -70,6 +75,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
             "token ids are kept for one fixed view of each image, but this configuration has random crops or flips: pass"
             " --config.augment.crop=centre_square --config.augment.flip=False, here and in the run"
         )
+    if config.augment.eval_crop == "random_resized":
+        raise ConfigError(
+            "token ids of held-out images are kept for one fixed view of each: pass --config.augment.eval_crop=centre_square,"
+            " here and in the run"
+        )
     return config, options, given.batch_size
 
 
@@ -91,60 +101,89 @@ def run(argv: Sequence[str]) -> int:
 
 
 def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> int:
-    """Writes the cache `options.tokens` for the training split of `config`; the exit code."""
+    """Writes the cache `options.tokens` for both splits of `config`; the exit code."""
     tokenizer = open_tokenizer(options.tokenizer, options.weights)
     model = resolve_model(config.model, jax.default_backend())
     patch, (height, width) = resolved(model.patch), image_size(model)
     refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
     d = config.data
-    source = open_split(d, d.split, config.seed)
-    spec = InputSpec(tokenizer.image_size, config.augment.crop, resample=tokenizer.resample)
+    source, test_source = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
+    spec, held_out_spec = (
+        InputSpec(tokenizer.image_size, crop, resample=tokenizer.resample)
+        for crop in (config.augment.crop, config.augment.eval_crop)
+    )
     writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
+    parts = [Part("training images", source, spec, writer)]
+    # Held-out ids lie in the cache from the first: it is whole or not there at all.
+    if not (writer.partial / HELD_OUT / HEADER).exists():
+        header = _header(tokenizer, test_source, held_out_spec)
+        own = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
+        parts.insert(0, Part("held-out images", test_source, held_out_spec, own))
     lock = Lock(writer.lock_file, f"the token cache {writer.path}")
     distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
     try:
-        return _tokenize(config, tokenizer, source, spec, writer, batch_size)
+        return _tokenize(config, tokenizer, parts, batch_size)
     finally:
         lock.release()
 
 
-def _tokenize(
-    config: Config,
-    tokenizer: Tokenizer,
-    source: Source,
-    spec: InputSpec,
-    writer: TokenWriter,
-    batch_size: int,
-) -> int:
-    say(f"data     {source.describe()}")
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split whose ids are to be written."""
+
+    what: str
+    source: Source
+    spec: InputSpec
+    writer: TokenWriter
+
+
+def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch_size: int) -> int:
+    """Writes all parts; the last one is that of the training images, in whose folder the others lie."""
+    source, spec, writer = parts[-1].source, parts[-1].spec, parts[-1].writer
+    for part in parts:
+        say(f"data     {part.what}: {part.source.describe()}")
     say(
         f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
     )
     with Shutdown() as shutdown:
-        finished = _write(tokenizer, source, spec, writer, config.data.threads, batch_size, shutdown)
+        finished = all(_write(tokenizer, part, config.data.threads, batch_size, shutdown) for part in parts)
     if not finished:
         say("asked to stop; the same command goes on from the shards that are written")
         return EXIT_AGAIN
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0:
+        for part in parts[:-1]:
+            part.writer.finish()
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         for shard in range(writer.num_shards):
             counts += np.bincount(np.ravel(writer.shard(shard)), minlength=tokenizer.vocabulary)
         usage, perplexity = usage_and_perplexity(counts)
-        examples = most_used(source, spec, tokenizer.grid, counts, writer.shard(0))
+        few = EvenSample(source, SHOWN_IMAGES)
+        examples = most_used(few, spec, tokenizer.grid, counts, _rows(writer, few.numbers(range(len(few)))))
         writer.finish()
         say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
         page = writer.path.with_name(f"{writer.path.name}.html")
         facts = {
             "tokens": str(writer.path),
             "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",
-            "images": source.describe(),
+            "counted on": source.describe(),
+            "patches": f"of {len(few)} images spread over the source",
             "view": f"{spec.crop}, {spec.size[0]} x {spec.size[1]} px",
         }
         write_codes_report(page, f"{tokenizer.name} tokens of {source.name}", facts, counts, examples)
         say(f"cache    {writer.path}\nreport   {page}")
     return 0
+
+
+def _rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
+    """The written ids [n, L] of the examples `numbers`, ascending."""
+    parts = []
+    for shard in range(writer.num_shards):
+        rows = writer.rows(shard)
+        own = numbers[(numbers >= rows.start) & (numbers < rows.stop)]
+        parts.append(np.asarray(writer.shard(shard)[own - rows.start]))
+    return np.concatenate(parts)
 
 
 def _header(tokenizer: Tokenizer, source: Source, spec: InputSpec) -> dict[str, Any]:
@@ -161,19 +200,12 @@ def _header(tokenizer: Tokenizer, source: Source, spec: InputSpec) -> dict[str, 
     }
 
 
-def _write(
-    tokenizer: Tokenizer,
-    source: Source,
-    spec: InputSpec,
-    writer: TokenWriter,
-    threads: int,
-    batch_size: int,
-    shutdown: Shutdown,
-) -> bool:
+def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shutdown: Shutdown) -> bool:
     """Writes this host's missing shards; False = asked to stop before the end.
 
     A host works on its own devices alone: hosts may be at different speeds, and one that is restarted disturbs no other.
     """
+    what, source, spec, writer = part.what, part.source, part.spec, part.writer
     own_devices = OwnDevices()
     params = jax.device_put(tokenizer.params, own_devices.whole)
     batch_size = own_devices.divisible(batch_size)
@@ -187,8 +219,8 @@ def _write(
     own = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
     total = sum(len(writer.rows(shard)) for shard in own)
     if len(own) < writer.num_shards:
-        say(f"shards   {len(own)} of {writer.num_shards} are this process's to write")
-    with Progress("token ids", total) as progress:
+        say(f"shards   {len(own)} of {writer.num_shards} of the {what} are this process's to write")
+    with Progress(f"token ids, {what}", total) as progress:
         for shard in own:
             examples, parts = writer.rows(shard), []
             batches = evaluation_batches(

@@ -1,24 +1,33 @@
 """Tokens of a whole source: computed once or in every step they are the same; wherever the command is stopped, so are the bytes."""
 
+import functools
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from PIL import Image
 from small import keys
 
 from mim_jax import fit_tokenizer, tokenize
+from mim_jax.cached_tokens import HELD_OUT, held_out_tokens
+from mim_jax.codes_report import most_used
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
-from mim_jax.data import DataError, InputSpec, Loader, TokenCache, open_source
+from mim_jax.data import DataError, EvenSample, InputSpec, Loader, TokenCache, open_source
 from mim_jax.data.crop import box_for
+from mim_jax.data.sources.base import ArraySource
+from mim_jax.evaluators import eval_batches, make_evaluators
 from mim_jax.methods import build_method, complete_options
 from mim_jax.tokenizers.tokenizer import open_tokenizer
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.state import TrainState
 
 TINY = {"model.variant": "mu", "method.vocabulary": 16, "augment.flip": False}
 
@@ -48,7 +57,12 @@ def cache(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "tokens"
     assert tokenize.run(arguments(tokenizer, folder)) == 0
     assert "The most used codes" in folder.with_name("tokens.html").read_text()
+    assert "of 1024 images spread over the source" in folder.with_name("tokens.html").read_text()
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def method_of(**more: object):
@@ -76,6 +90,57 @@ def test_cached_and_online_tokens_are_the_same(tokenizer, cache) -> None:
     assert any("runs in every step" in line for line in online.remarks)
 
 
+def held_out_loss(method, tmp_path: Path, parameters) -> dict[str, float]:
+    """Of untrained parameters, on a part of the held-out digits."""
+    config = method.config
+    axes = ("data", "fsdp", "tensor")
+    mesh = jax.make_mesh((1, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    splits = [open_source("digits", split) for split in ("train", "test")]
+    batches = functools.partial(eval_batches, config, mesh)
+    evaluators = make_evaluators(config, method, mesh, *splits, batches, tmp_path)
+    (held_out,) = (evaluator for evaluator in evaluators if evaluator.name == "heldout")
+    state = TrainState(jnp.int32(0), parameters, {}, method.frozen, {})
+    return held_out(state, baselines=False)
+
+
+def test_a_run_from_a_cache_has_the_held_out_loss_of_one_without(tokenizer, cache, tmp_path, capsys) -> None:
+    """100 of the 360 held-out images: their ids must be found by their numbers in the source."""
+    some = {"eval.heldout_examples": 100, "eval.knn": False}
+    online = method_of(**{"method.weights": tokenizer, **some})
+    cached = method_of(**{"method.tokens": str(cache), **some})
+    parameters = online.init_params(jax.random.key(0))
+    found = held_out_loss(cached, tmp_path, parameters)
+    assert found == pytest.approx(held_out_loss(online, tmp_path, parameters), rel=1e-6)
+    assert found.keys() == {"eval/loss", "eval/token_accuracy"}
+    assert "no held-out loss" not in capsys.readouterr().out
+
+
+def test_ids_of_other_held_out_images_are_refused(tokenizer, cache, tmp_path, capsys) -> None:
+    """Another view, other images; and a cache without them is said to have none."""
+    cached = method_of(**{"method.tokens": str(cache), "augment.eval_crop": "squash"})
+    with pytest.raises(DataError, match=r'held_out was made for view = "none", but this run has "squash"'):
+        held_out_tokens(cached, open_source("digits", "test"))
+    with pytest.raises(DataError, match="held_out was made for length = 360"):
+        held_out_tokens(method_of(**{"method.tokens": str(cache)}), open_source("digits", "train"))
+    old = tmp_path / "old"
+    shutil.copytree(cache, old)
+    shutil.rmtree(old / HELD_OUT)
+    config = method_of(**{"method.tokens": str(old), "eval.knn": False}).config
+    splits = [open_source("digits", split) for split in ("train", "test")]
+    assert make_evaluators(config, build_method(config), None, *splits, None, tmp_path) == []  # type: ignore[arg-type]
+    assert f"the token cache {old} holds the training images only" in capsys.readouterr().out
+
+
+def test_the_report_shows_codes_of_all_classes() -> None:
+    """Of a source in class order, where every image of a class is of one colour and all have one code."""
+    images = np.repeat(np.arange(2000) // 200, 64 * 3).reshape(-1, 8, 8, 3).astype(np.uint8)
+    ordered = ArraySource("x", images, np.arange(2000, dtype=np.int32) // 200, list("abcdefghij"), "ordered")
+    few = EvenSample(ordered, 1000)
+    ids = np.zeros((1000, 16), np.int32)
+    ((code, patches), *_) = most_used(few, InputSpec((8, 8), "none"), (4, 4), np.array([9, 0]), ids)
+    assert code == 0 and patches[:, 0, 0, 0].tolist() == list(range(10))
+
+
 @pytest.mark.parametrize("after", [0, 3, 8])
 def test_stopped_anywhere_and_started_again(tokenizer, cache, tmp_path, monkeypatch, after) -> None:
     monkeypatch.setattr(tokenize, "ROWS_PER_SHARD", 300)
@@ -96,8 +161,8 @@ def test_stopped_anywhere_and_started_again(tokenizer, cache, tmp_path, monkeypa
     assert not other.exists()
     monkeypatch.setattr(tokenize, "Shutdown", Shutdown)
     assert tokenize.run([*arguments(tokenizer, other), "--batch_size=64"]) == 0
-    files = {file.name: file.read_bytes() for file in whole.iterdir()}
-    assert {file.name: file.read_bytes() for file in other.iterdir()} == files and len(files) == 6
+    files = contents(whole)
+    assert contents(other) == files and len(files) == 6 + 3  # shards and header of each split
     one, many = (TokenCache.open(path, expect={})[np.arange(1437)] for path in (cache, other))
     np.testing.assert_array_equal(one, many)  # nor do the shards matter
 
@@ -115,8 +180,7 @@ def test_two_hosts_share_the_shards(tokenizer, tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
         assert not shared.exists()
         assert tokenize.run(arguments(tokenizer, shared)) == 0
-    files = {file.name: file.read_bytes() for file in whole.iterdir()}
-    assert {file.name: file.read_bytes() for file in shared.iterdir()} == files and len(waited) == 2
+    assert contents(shared) == contents(whole) and len(waited) == 2
 
 
 @pytest.mark.parametrize(
@@ -142,6 +206,7 @@ def test_mistakes_are_one_sentence(tokenizer, tmp_path, capsys) -> None:
         ({"method.weights": ""}, "config.method.weights is empty"),
         ({"augment.flip": True}, "one fixed view"),
         ({"augment.crop": "random_resized"}, "one fixed view"),
+        ({"augment.eval_crop": "random_resized"}, "eval_crop=centre_square"),
         ({"method.vocabulary": 32}, "has 16 codes, but config.method.vocabulary=32"),
         ({"model.patch": 4}, "4 x 4 ids an image, but the network has 2 x 2"),
         ({"method.tokenizer": "kclip"}, "is a pixels tokenizer"),
