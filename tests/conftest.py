@@ -33,7 +33,7 @@ def official_optimisers() -> dict[str, Any]:
     return listed
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both precisions in which numbers are compared with those of the papers' own code; matrix products exact."""
     with jax.enable_x64(request.param == "float64"), jax.default_matmul_precision("highest"):

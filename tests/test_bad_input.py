@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "unknown key": (
         ["--config.optim.lrr=1"],

@@ -24,6 +24,8 @@ from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.methods import build_method, complete_options
 
+pytestmark = pytest.mark.slow
+
 SPEED, EXAMPLES = 200.0, 640
 """Images/s and training images that the stand-in pretends to have."""
 

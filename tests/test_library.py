@@ -18,6 +18,8 @@ import mim_jax
 from mim_jax.config.check import ConfigError
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 
+pytestmark = pytest.mark.slow
+
 SIZE = 8  # of digits
 
 

@@ -17,6 +17,8 @@ from mim_jax import pretrain
 from mim_jax.config.check import check
 from mim_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "model.variant": "mu",
     "schedule.steps": 24,

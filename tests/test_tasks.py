@@ -18,6 +18,8 @@ from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
 from mim_jax.training.state import create_state
 from mim_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "model.variant": "mu", "data.batch_size": 16, "data.crops_per_picture": 8, "schedule.steps": 4,
     "schedule.warmup_steps": 1, "checkpoint.every_steps": 100, "eval.every_steps": 100, "eval.heldout_examples": 16,

@@ -29,6 +29,8 @@ from mim_jax.tokenizers.tokenizer import open_tokenizer
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.state import TrainState
 
+pytestmark = pytest.mark.slow
+
 TINY = {"model.variant": "mu", "method.vocabulary": 16, "augment.flip": False}
 
 

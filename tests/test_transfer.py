@@ -20,6 +20,8 @@ from mim_jax.data import DataError, open_source
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 from mim_jax.training.inherit import inherit, with_encoder_of
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"log.tensorboard": False, "log.every_steps": 5, "checkpoint.every_steps": 100}
 
 

@@ -220,6 +220,7 @@ def test_shifted_windows_leave_other_regions_out() -> None:
     assert (numbers(maps, where).drop < numbers(maps, ignored).drop).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "shifted"), [((8, 8), True), ((8, 8), False), ((6, 9), False), ((6, 9), True)]
 )
@@ -242,6 +243,7 @@ def test_windows_on_the_whole_image_say_the_same(size: tuple[int, int], shifted:
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_bounds_and_symmetries(prefix: int) -> None:
     where, maps = grid(3, 4, pixels=2.0, prefix=prefix), random_log(3, 4, 1, 3, 12 + prefix)

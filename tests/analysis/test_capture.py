@@ -57,6 +57,7 @@ def by_hand(method: Method, params: Any, tokens: np.ndarray, index: int) -> np.n
     return weights / weights.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -92,6 +93,7 @@ def test_nothing_is_captured_unasked() -> None:
     assert " log " in str(asked) and " log " not in str(plain)
 
 
+@pytest.mark.slow
 def test_bands_become_one_mask() -> None:
     """A two-stream network: what is hidden has weight 0, and the outputs are those of the bands."""
     method = small_method("mapet", {"method.vocabulary": 8})
@@ -154,6 +156,7 @@ def network() -> tuple[Method, Any, np.ndarray, NetworkMeans]:
     return method, params, pictures, measured(method, params, pictures, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "devices"), [(4, 1), (20, 1)])
 def test_batches_and_devices_do_not_matter(network: Any, batch: int, devices: int) -> None:
     method, params, pictures, found = network
@@ -165,6 +168,7 @@ def test_batches_and_devices_do_not_matter(network: Any, batch: int, devices: in
             np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_means_are_those_of_the_whole_set(network: Any) -> None:
     method, params, pictures, found = network
     layers, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, pictures)
@@ -191,6 +195,7 @@ def test_means_are_those_of_the_whole_set(network: Any) -> None:
     np.testing.assert_allclose(biased.cka, cka(pooled), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_evaluator(network: Any) -> None:
     method, params, pictures, found = network
     mesh = mesh_of(1)
@@ -229,6 +234,7 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", reason="transformers, the oracle, is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Beit", "ViT"])
 def test_transformers_attention(transformers: Any, name: str) -> None:
     import torch

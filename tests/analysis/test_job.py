@@ -76,6 +76,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_two_runs_side_by_side(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["task"] == "analyze"
 
 
+@pytest.mark.slow
 def test_a_swin_on_given_images(runs: dict[str, Path], tmp_path: Path) -> None:
     """Maps of 8 x 8 and 4 x 4 in windows of 3: shifts, padding, stages of different widths and heads."""
     options: dict[str, Any] = {

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from small import images, small_method
 
 from mim_jax.analysis.capture import encoder_attention
@@ -28,6 +29,7 @@ def test_layers_that_are_drawn() -> None:
     assert chosen_layers([False]) == []
 
 
+@pytest.mark.slow
 def test_maps_are_rows_of_the_attention() -> None:
     method = small_method("mae", {"model.image_size": 16})
     params = jax.tree.map(

@@ -53,6 +53,7 @@ def test_scale_does_not_matter_and_constant_weights_are_random_masking() -> None
     )
 
 
+@pytest.mark.slow
 def test_golden_inclusion_probabilities() -> None:
     """T3: the table of section 4."""
     weights = (jnp.arange(196) + 0.5) / 196
@@ -106,6 +107,7 @@ def test_zero_weights_are_never_masked_while_others_are_left() -> None:
     assert np.isfinite(np.asarray(ops.scores_from_weights(jax.random.key(0), jnp.zeros(8)))).all()
 
 
+@pytest.mark.slow
 def test_normalised_attention() -> None:
     """T10, and the example of 3.1."""
     two = jnp.asarray([[0.1, 0.2, 0.3, 0.4], [0.25, 0.05, 0.05, 0.15]])
@@ -118,6 +120,7 @@ def test_normalised_attention() -> None:
     np.testing.assert_array_equal(ops.normalise_attention(jnp.full((2, 4), 0.25)), np.zeros(4))
 
 
+@pytest.mark.slow
 def test_crop_of_a_map() -> None:
     """T9: identity, flips, the numbers of section 6, convexity."""
     attention = jax.random.uniform(jax.random.key(0), (14, 14))

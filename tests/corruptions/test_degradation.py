@@ -48,6 +48,7 @@ def test_blur_is_a_correlation_with_zero_padding(side: int) -> None:
     np.testing.assert_allclose(blur_all(images, filters), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_blur_neutral_linear_and_zero() -> None:
     one, other = photographs(2, 12, 12), photographs(2, 12, 12, seed=1)
     neutral = np.broadcast_to(delta(np.eye(3)), (2, 3, 3, 7, 7))
@@ -127,6 +128,7 @@ def greyed(keys: jax.Array, images: jax.Array) -> jax.Array:
     return jax.vmap(lambda key, image: decolorize(image, draw_weights(key)))(keys, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [blurred, greyed])
 def test_keys_batches_and_devices(task: "type[jax.Array]") -> None:
     images, keys = photographs(16, 24, 24), jax.random.split(jax.random.key(3), 16)

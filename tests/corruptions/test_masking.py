@@ -71,6 +71,7 @@ def test_blocks_equal_the_rule_in_loops() -> None:
     assert np.mean(equal) >= 0.97  # float32 against float64 may round a side differently now and then
 
 
+@pytest.mark.slow
 def test_block_distribution_and_top_up() -> None:
     keys = jax.random.split(jax.random.key(1), 3000)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (64, 10, 4)))(keys)
@@ -94,6 +95,7 @@ def test_top_up_adds_and_never_removes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_blocks_are_blocks() -> None:
     """Neighbours agree far more often than under random masking: the masks have structure."""
     keys = jax.random.split(jax.random.key(2), 200)

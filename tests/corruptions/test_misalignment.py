@@ -181,6 +181,7 @@ ZOOM_OUT_LOSSES = {  # (left, top): loss with mask == 1
 }
 
 
+@pytest.mark.slow
 @PRECISIONS
 def test_zoom_out_losses_are_the_specs(dtype: str) -> None:
     with precision(dtype):
@@ -303,6 +304,7 @@ def test_fish_eye_follows_the_formula_on_an_oblong_image() -> None:
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_fish_eye_neutral_fixed_point_and_bounds() -> None:
     images, (centres, strengths) = photographs(64, 32, 32), fish_eyes(64)
     np.testing.assert_array_equal(distort_all(images, centres, np.zeros(64, np.float32)), images)
@@ -362,6 +364,7 @@ def distort_task(key: jax.Array, image: jax.Array) -> jax.Array:
 TASKS = pytest.mark.parametrize("task", [zoom_in_task, zoom_out_task, distort_task])
 
 
+@pytest.mark.slow
 @TASKS
 def test_keys_batches_jit_and_devices(task: "partial[jax.Array]") -> None:
     images, keys = photographs(16, 24, 24), jax.random.split(jax.random.key(3), 16)
@@ -405,6 +408,7 @@ def test_area_resize_is_torchs(sizes: tuple[tuple[int, int], tuple[int, int]]) -
     np.testing.assert_allclose(m.area_resize(jnp.asarray(images), sizes[1]), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_fish_eye_is_torchs_grid_sample() -> None:
     torch = pytest.importorskip("torch", reason=anchors.TORCH)
     images, (centres, strengths) = photographs(8, 30, 22), fish_eyes(8, seed=4)

@@ -63,6 +63,7 @@ def test_mixup_is_the_loop(batch: tuple[jax.Array, jax.Array], lam: float | list
     assert_mass_kept(labels)
 
 
+@pytest.mark.slow
 def test_mixup_weights_are_beta() -> None:
     draw = jax.jit(jax.vmap(m.mixup_weights, in_axes=(0, None)))
     for alpha in (0.2, 0.8, 1.0):
@@ -134,6 +135,7 @@ def kinds_of(images: jax.Array, mixed: np.ndarray) -> str:
     return "cutmix" if ((mixed == own) | (mixed == other)).all() else "mixup"
 
 
+@pytest.mark.slow
 def test_mix_chooses(batch: tuple[jax.Array, jax.Array]) -> None:
     """Half CutMix, half mixup of the share that is mixed; label mass kept; images and labels tell the same story."""
     images, targets = batch
@@ -163,6 +165,7 @@ def test_mix_chooses(batch: tuple[jax.Array, jax.Array]) -> None:
         np.testing.assert_allclose(labels[index], lam * targets + (1 - lam) * targets[::-1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alphas", "switch", "expected"),
     [((0.8, 0.0), 1.0, {"mixup"}), ((0.0, 1.0), 0.0, {"cutmix", "none"}), ((0.0, 0.0), 0.5, {"none"})],
@@ -186,6 +189,7 @@ def test_an_alpha_of_zero_turns_a_rule_off(
     assert kinds <= expected and kinds != {"none"} - expected
 
 
+@pytest.mark.slow
 def test_mix_by_key(batch: tuple[jax.Array, jax.Array]) -> None:
     def run(seed: int) -> np.ndarray:
         return np.asarray(mix(jax.random.key(seed), *batch, mixup_alpha=0.8, cutmix_alpha=1.0)[0])
@@ -222,6 +226,7 @@ def test_erasing_boxes_are_the_loops() -> None:
     assert 0 < np.sum(found[:, 1] == 0) < 150
 
 
+@pytest.mark.slow
 def test_erasing_replaces_a_box_and_nothing_else() -> None:
     """Frequency, area and shape of what is erased; noise is N(0, 1)."""
     size, probability = (24, 20), 0.25
@@ -252,6 +257,7 @@ def test_erase_takes_the_noise_inside(batch: tuple[jax.Array, jax.Array]) -> Non
     np.testing.assert_array_equal(erased[~inside], np.asarray(image)[~inside])
 
 
+@pytest.mark.slow
 def test_erasing_by_key_and_vmap(batch: tuple[jax.Array, jax.Array]) -> None:
     keys = jax.random.split(jax.random.key(8), BATCH)
     erasing = lambda key, image: m.random_erasing(key, image, probability=1.0)  # noqa: E731

@@ -150,6 +150,7 @@ def test_warps_fill_what_comes_from_outside(name: str) -> None:
 # Draws ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_drawn() -> None:
     """Ops uniform, applied half the time, signs even, magnitudes N(9, 0.5) clipped to [0, 10]; all independent."""
     count = 20_000
@@ -194,6 +195,7 @@ def test_ops_come_one_after_the_other_where_applied() -> None:
     )  # to levels, also where nothing is done
 
 
+@pytest.mark.slow
 def test_keys_and_vmap() -> None:
     keys = jax.random.split(jax.random.key(5), 12)
     picture = PICTURES["random"]

@@ -45,6 +45,7 @@ def test_photos_hold_out_a_region_of_each_photograph():
         open_source("photos", "train", crops_per_picture=0)
 
 
+@pytest.mark.slow
 def test_embedded_sources_fetch_nothing(tmp_path):
     """A fresh HOME, and a network that fails when touched."""
     code = (

@@ -62,6 +62,7 @@ def objective(method, view, keys):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("norm_pix", [False, True])
 def test_thrown_pixels_do_not_matter(base: str, norm_pix: bool) -> None:
@@ -93,6 +94,7 @@ def test_thrown_pixels_do_not_matter(base: str, norm_pix: bool) -> None:
     ).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_order_inside_a_group_does_not_matter(base: str) -> None:
     """T6."""
@@ -109,6 +111,7 @@ def test_order_inside_a_group_does_not_matter(base: str) -> None:
     assert value(turned) == pytest.approx(value(view), abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_nothing_thrown_is_the_base_method(base: str) -> None:
     """T7, T12: T = 0 and the same patches give the base's predictions; also with SimMIM's relative bias."""
@@ -121,6 +124,7 @@ def test_nothing_thrown_is_the_base_method(base: str) -> None:
     np.testing.assert_allclose(ours, predicted(method, params, view), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["shared", "per_block"])
 def test_relative_bias_follows_the_patches_that_are_left(bias: str) -> None:
     """Throwing a patch equals hiding its key from everybody: with the bias gathered per image (docs/papers/amt.md 5)."""
@@ -145,6 +149,7 @@ def test_relative_bias_follows_the_patches_that_are_left(bias: str) -> None:
     np.testing.assert_allclose(kept, jnp.take_along_axis(whole, view["hidden"][..., None], axis=1), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_token_counts_at_full_size() -> None:
     """T8: encoder 31 and decoder 119 of ViT-B/16; forward and backward 0.607 of MAE's FLOPs."""
     method = small_method("amt", FULL)
@@ -207,6 +212,7 @@ def test_phases_share_parameters_and_random_is_the_base(base: str) -> None:
     ).any()
 
 
+@pytest.mark.slow
 def test_more_attention_is_hidden_more_often_and_follows_crop_and_flip() -> None:
     method = driven(amt())
     maps = np.full((64, 8, 8), 0.001, np.float32)
@@ -238,6 +244,7 @@ def test_controls() -> None:
     np.testing.assert_array_equal(rows[5:9], permuted(index[5:9], 96, shuffled.config.seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_types_of_the_bank(dtype: str) -> None:
     method = amt(method__bank_dtype=dtype)
@@ -255,6 +262,7 @@ def test_types_of_the_bank(dtype: str) -> None:
     np.testing.assert_array_equal(from_bank, weights)
 
 
+@pytest.mark.slow
 def test_maps_without_cls_take_the_mean_query() -> None:
     method = amt(model__cls=False)
     params = method.init_params(jax.random.key(0))
@@ -267,6 +275,7 @@ def test_maps_without_cls_take_the_mean_query() -> None:
     )
 
 
+@pytest.mark.slow
 def test_same_indices_on_one_two_and_eight_devices() -> None:
     """T13, and issue 5 point 4: the same bank, the same indices."""
     method = driven(amt())

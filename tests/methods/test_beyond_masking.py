@@ -85,6 +85,7 @@ def test_inputs_are_the_anchors() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_plain_losses() -> None:
     assert compare("distort")["loss"] == pytest.approx(1.121593914282, abs=1e-10)
     assert compare("blur")["loss"] == pytest.approx(1.121593914282, abs=1e-10)
@@ -168,6 +169,7 @@ def predict(task: str, network: np.ndarray) -> jax.Array:
     return jnp.take_along_axis(pixels, back[..., None], axis=1)
 
 
+@pytest.mark.slow
 def test_tiny_network_end_to_end() -> None:
     centre = np.asarray(zoom_in(jnp.asarray(picture(288)), (224, 224)))
     pred = predict("zoom_in+mask", centre)
@@ -191,6 +193,7 @@ def test_tiny_network_end_to_end() -> None:
     assert compare("zoom_out", small, offset=(41, 20))["loss"] == pytest.approx(0.821980599973, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_tiny_network_on_changed_styles() -> None:
     fish = jax.vmap(lambda image: distort(image, jnp.asarray([0.5, -0.3]), jnp.asarray(0.2)))
     kernel = (1 / 49 + 0.02 * np.sin(1 + np.arange(441))).reshape(3, 3, 7, 7)
@@ -232,6 +235,7 @@ def test_zoom_ratio_one_has_no_ring() -> None:
     assert terms["edge"] == 0.0 and terms["total"] == pytest.approx(0.8 * 1.121593914282, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_which_tokens_each_zoom_term_touches() -> None:
     method = paper("zoom_in")
     view = split(method)
@@ -260,6 +264,7 @@ TASKS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_corruption_is_per_image_repeats_and_lets_gradients_through(task: str) -> None:
     method = small_method("beyond_masking", {"method.task": task, "model.image_size": 28})
@@ -290,6 +295,7 @@ def test_corruption_is_per_image_repeats_and_lets_gradients_through(task: str) -
         ), path
 
 
+@pytest.mark.slow
 def test_no_leakage() -> None:
     """Hidden pixels, and pixels outside the zoomed crop, reach the prediction through nothing but the target."""
     method = small_method("beyond_masking", {"method.task": "zoom_in+mask", "model.image_size": 28})
@@ -359,6 +365,7 @@ def test_schedule_of_the_paper() -> None:
     np.testing.assert_allclose(rate, [0, 6e-4, 1.2e-3, 6.05e-4, 1.0000000096e-5], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_initialisation() -> None:
     method = small_method("beyond_masking", {"method.task": "mask", "model.variant": "ti"})
     params = method.init_params(jax.random.key(0))
@@ -370,6 +377,7 @@ def test_initialisation() -> None:
     assert "bias" not in params["bridge"] and "cls_token" not in params["encoder"]
 
 
+@pytest.mark.slow
 def test_normalisation_is_undone_before_targets_are_made() -> None:
     """Targets come from values in [0, 1]: the mean and std of the data set do not enter them."""
     views = []

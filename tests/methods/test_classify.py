@@ -122,6 +122,7 @@ def test_golden_lars_steps() -> None:
         module.learning_rate = before
 
 
+@pytest.mark.slow
 def test_layer_decay_scales_updates_and_frozen_parameters_have_no_state() -> None:
     method = classifier()
     params = method.init_params(jax.random.key(0))
@@ -148,6 +149,7 @@ def test_layer_decay_scales_updates_and_frozen_parameters_have_no_state() -> Non
     assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (32, 4), (4,)}
 
 
+@pytest.mark.slow
 def test_a_probe_moves_its_head_only_and_keeps_running_statistics() -> None:
     method = probe(augment__crop="random_resized")
     assert not method.cached and method.passes == ()
@@ -174,6 +176,7 @@ def test_a_probe_moves_its_head_only_and_keeps_running_statistics() -> None:
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_probe_is_logistic_regression() -> None:
     """On the same features within half a point of scikit-learn's, on 4000 held-out examples."""
     rng = np.random.default_rng(0)
@@ -237,6 +240,7 @@ def test_cached_features_are_those_of_the_images(layer: int) -> None:
     np.testing.assert_array_equal(method.passes[1].compute(params, data), data["label"])
 
 
+@pytest.mark.slow
 def test_mixing_keeps_label_mass_and_evaluation_mixes_nothing() -> None:
     method = classifier(method__mixup=0.8, method__cutmix=1.0, method__rand_augment=2, method__erase=0.25)
     data = {**batch(16), "flip": np.ones(16, bool)}
@@ -264,6 +268,7 @@ def test_impossible_settings() -> None:
     assert build_method(complete_options(small_config("supervised", CLASSES), 4)).num_classes == 4
 
 
+@pytest.mark.slow
 def test_several_labels_an_image() -> None:
     """Binary cross-entropy of every class; where an image does not count, neither loss nor gradient."""
     method = classifier(

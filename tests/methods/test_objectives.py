@@ -26,6 +26,7 @@ def objective(name: str, **more):
     return small_method("mapet", {"method.objective": name, **{f"method.{k}": v for k, v in more.items()}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_labels_are_the_tokens_of_the_targets(name: str) -> None:
     method = objective(name)
@@ -41,6 +42,7 @@ def test_labels_are_the_tokens_of_the_targets(name: str) -> None:
     assert all((np.asarray(view[k]) == np.asarray(again[k])).all() for k in view)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_leakage(name: str) -> None:
     """Gradients with respect to forbidden pixels are exactly 0.0, allowed ones are not 0."""
@@ -69,6 +71,7 @@ def test_no_leakage(name: str) -> None:
     assert slopes[allowed].min() > 0.0
 
 
+@pytest.mark.slow
 def test_grouped_lies_between_mim_and_mapet() -> None:
     """One group is MIM, as many groups as targets is MaPeT: the same logits."""
     mapet = objective("mapet")
@@ -86,6 +89,7 @@ def test_grouped_lies_between_mim_and_mapet() -> None:
     assert np.abs(logits(objective("grouped", groups=4), view) - as_mim).max() > 0.01
 
 
+@pytest.mark.slow
 def test_mim_hides_as_much_as_mapet_and_block_masks_work() -> None:
     for masking in ("random", "block"):
         method = objective("mim", masking=masking)
@@ -161,6 +165,7 @@ def test_costs_follow_the_spec() -> None:
     assert 2.1 < mapet.flops() / mim.flops() < 2.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "loss"), [("ti", 9.05), ("s", 9.09)])
 def test_loss_at_initialisation(variant: str, loss: float) -> None:
     """About ln 8192 + D 0.02^2 / 2 (docs/papers/mapet.md 14.2 item 11)."""

@@ -70,7 +70,7 @@ def same_image_gradients(case: Case, ran: Run, whole: str, stopped: str | None =
 
 
 @pytest.mark.parametrize("norm", ["", "_norm_pix"])
-@pytest.mark.parametrize("prefix", RATIOS)
+@pytest.mark.parametrize("prefix", ["", pytest.param("alt/", marks=pytest.mark.slow)])
 def test_mae(precision: str, prefix: str, norm: str) -> None:
     case = Case("mae_public", from_mae, precision)
     f = case.f
@@ -96,6 +96,7 @@ def test_mae(precision: str, prefix: str, norm: str) -> None:
     same_image_gradients(case, ran, f"grad{norm}_image64", None if norm else "grad_image_stopped64")
 
 
+@pytest.mark.slow
 def test_mae_with_its_own_tables() -> None:
     """The positions that training uses: the fixture's tables up to their rounding to float32."""
     with jax.enable_x64(True):
@@ -143,6 +144,7 @@ def test_amt(precision: str, norm: str) -> None:
     assert thrown.shape == (28, 48) and (thrown == 0.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["", "_norm_pix"])
 def test_amt_that_masks_only(precision: str, norm: str) -> None:
     """Equal weights and descending noise give the fixture's order; nothing is thrown."""
@@ -200,6 +202,7 @@ def test_simmim(precision: str) -> None:
     same_image_gradients(case, ran, "grad_image64", "grad_image_stopped64")
 
 
+@pytest.mark.slow
 def test_simmim_with_other_counts_in_each_image(precision: str) -> None:
     """12 and 44 single patches: a batch has one count, so each image is a batch, and their sums add up."""
     case = Case("simmim_public", from_simmim, precision)
@@ -291,6 +294,7 @@ def test_mapet(precision: str) -> None:
     same_image_gradients(case, ran, "grad_image64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "key"),
     [

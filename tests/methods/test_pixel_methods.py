@@ -22,6 +22,7 @@ def count(shapes) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 def test_parameter_counts() -> None:
     assert count(shapes_of(small_method("mae", MAE_FULL))) == 111_655_680
     assert count(shapes_of(small_method("simmim", FULL))) == 86_256_720
@@ -58,6 +59,7 @@ def test_official_decay_lists(config: str, overrides: dict, section: str, conver
     assert official == decays
 
 
+@pytest.mark.slow
 def test_initialisation() -> None:
     mae = small_method("mae", {"model.variant": "ti"}).init_params(jax.random.key(0))
     bound = (6 / (4 * 192)) ** 0.5
@@ -72,6 +74,7 @@ def test_initialisation() -> None:
     assert float(jnp.abs(simmim["head"]["kernel"]).max()) == pytest.approx(192**-0.5, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["mae", "simmim"])
 def test_no_leakage_and_per_image_masks(config: str) -> None:
     method = small_method(config)

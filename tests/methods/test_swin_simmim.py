@@ -38,6 +38,7 @@ def test_counts_at_full_size() -> None:
     assert count == 86_893_816
 
 
+@pytest.mark.slow
 def test_no_leakage(method, params) -> None:
     """A hidden cell's pixels change no prediction; a visible cell's do."""
     view = jax.jit(method.corrupt)(keys(2), batch(2), {})
@@ -54,6 +55,7 @@ def test_no_leakage(method, params) -> None:
         assert np.all(grid[image, view["visible"][image]] > 0.0)
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_baseline_speak_of_cells(method, params) -> None:
     def run(given):
         view = method.corrupt(keys(2), given, {})
@@ -107,6 +109,7 @@ def test_decay_leaves_the_position_network_alone(method) -> None:
     assert first_match(method.rules.init, "encoder/merge_0/norm/scale") is ones
 
 
+@pytest.mark.slow
 def test_flops_are_xlas() -> None:
     net = SwinConfig((32, 32), 2, 32, (2, 2), (2, 4), (4, 4))
     module = Swin(net)
@@ -124,6 +127,7 @@ def test_flops_are_xlas() -> None:
     )  # norms and softmax weigh more in a small one
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_probing() -> None:
     options = {**SWIN, "method.num_classes": 4, "data.source": "digits", "method.rand_augment": 0}
     tuned = small_method("finetune", options)

@@ -27,6 +27,7 @@ def test_bands_hold_exactly_what_the_mask_allows() -> None:
         bands(np.zeros((2, 2), bool), [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, 1, 3])
 @pytest.mark.parametrize("mask_tokens", [True, False])
 def test_attention_in_bands_is_attention_under_the_mask(groups: int | None, mask_tokens: bool) -> None:

@@ -95,6 +95,7 @@ def maps(network, config: ClipResNetConfig, count: int) -> tuple[np.ndarray, np.
     return theirs.transpose(0, 2, 3, 1), np.asarray(ours)
 
 
+@pytest.mark.slow
 def test_tiny_network_equals_timms_in_both_namings() -> None:
     network = randomised(tiny_timm())
     theirs, ours = maps(network, TINY, 2)
@@ -114,6 +115,7 @@ def test_odd_sizes_are_rounded_down() -> None:
     assert out.shape == (1, *config.grid, config.features) and config.grid == (2, 3)
 
 
+@pytest.mark.slow
 def test_rn50_equals_timms() -> None:
     network = randomised(oracle("timm").create_model("resnet50_clip", pretrained=False))
     config = dataclasses.replace(CLIP_RESNETS["RN50"], image_size=(64, 64))

@@ -39,6 +39,7 @@ def shapes_of(config: DalleConfig):
     return jax.eval_shape(DalleEncoder(config).init, jax.random.key(0), image)["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "photographs"])
 def test_logits_and_ids_equal_transformers(kind: str) -> None:
     images = (

@@ -40,6 +40,7 @@ def noisy(config: SwinConfig, module: type = Swin) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("s", 48_959_418), ("b", 86_893_816), ("l", 195_202_932)])
 def test_parameter_counts_are_the_specs(name: str, count: int) -> None:
     config = SwinConfig(**SWIN_VARIANTS[f"swinv2_{name}"])
@@ -107,6 +108,7 @@ def captured(config: SwinConfig, params: Any) -> tuple[list[jax.Array], jax.Arra
     return [blocks[f"block_{index:02d}"]["attn"]["log_weights"][0] for index in range(config.depth)], out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "block"])
 def test_captured_attention(remat: str) -> None:
     config = dataclasses.replace(SMALL, remat=remat)
@@ -223,6 +225,7 @@ def test_blocks_whose_norms_are_zero_do_nothing() -> None:
     np.testing.assert_array_equal(stages[1].reshape(2, 15, 32), layers[-1])
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_on_padding_and_the_same_with_remat() -> None:
     """The key of padding is exactly 0: its length must not be divided by in the backward pass."""
     found = {}
@@ -244,6 +247,7 @@ def test_gradients_are_finite_on_padding_and_the_same_with_remat() -> None:
         )
 
 
+@pytest.mark.slow
 def test_bfloat16_and_drop_path() -> None:
     params, patches = noisy(ONE_STAGE), patches_for(ONE_STAGE)
     half = dataclasses.replace(ONE_STAGE, dtype=jnp.bfloat16)
@@ -259,6 +263,7 @@ def test_bfloat16_and_drop_path() -> None:
     np.testing.assert_array_equal(apply({"params": params}, patches), wide)  # no keys: nothing is dropped
 
 
+@pytest.mark.slow
 def test_predictions_know_nothing_of_hidden_patches() -> None:
     config = SwinConfig((16, 16), 2, windows=(4, 4), **SWIN_VARIANTS["swinv2_mu"])
     params = noisy(config, SwinPredictor)

@@ -125,6 +125,7 @@ def transformers_config(**options: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_transformers_with_padding_windows_of_another_pre_training_and_odd_maps(torch: Any) -> None:
     """Maps of 10x14 and 5x7 in windows of 4: all blocks pad, every second one shifts."""
     transformers, their_config = transformers_config(image_size=(20, 28), pretrained_window_sizes=[3, 6])
@@ -142,6 +143,7 @@ def test_transformers_with_padding_windows_of_another_pre_training_and_odd_maps(
     same_gradients(gradients, from_swin(arrays(network, gradients=True))["encoder"])
 
 
+@pytest.mark.slow
 def test_transformers_without_shift_in_some_stages_and_with_an_odd_merging(torch: Any) -> None:
     """The dense tasks' use_shift, by taking the shift out of their blocks; float32; a map of 9x9 merges into 5x5."""
     transformers, their_config = transformers_config(image_size=18)
@@ -164,6 +166,7 @@ def test_transformers_without_shift_in_some_stages_and_with_an_odd_merging(torch
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_transformers_simmim(torch: Any) -> None:
     """Reconstruction, loss (the official 1e-5 included) and every gradient; a map of 8x8 in four shifted windows."""
     transformers, their_config = transformers_config(image_size=16, depths=[2, 1])
@@ -215,6 +218,7 @@ def simmim_loss(config: SwinConfig) -> Any:
     return lambda params, image, mask: derive(params, image, image, jnp.asarray(mask, image.dtype))
 
 
+@pytest.mark.slow
 def test_timm_with_windows_of_each_axis_and_stage_and_scales_beyond_the_clamp(torch: Any) -> None:
     """Maps of 4x16 (windows of 4: rows do not shift) and 2x8 (windows of 2, pre-trained at 6); timm pads otherwise.
 
@@ -244,6 +248,7 @@ def test_timm_with_windows_of_each_axis_and_stage_and_scales_beyond_the_clamp(to
     same_gradients(gradients, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_simmims_own_swin(precision: str) -> None:
     """Version 1: every number of the fixture."""

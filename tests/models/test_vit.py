@@ -71,6 +71,7 @@ def test_relative_index_is_query_minus_key() -> None:
             assert index[1 + q, 1 + k] == (dr + 1) * 5 + (dc + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "sincos_2d", "sincos_1d", "none"])
 @pytest.mark.parametrize("cls", [True, False])
 def test_positions_and_cls_on_a_non_square_grid(positions: str, cls: bool) -> None:
@@ -104,6 +105,7 @@ def test_relative_position_bias_adds_to_the_logits(relative_bias: str) -> None:
     assert np.abs(np.asarray(out - ViT(config).apply(without, patches()))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_attention_bias_is_the_softmax_of_the_sum() -> None:
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 2, 5, 4)) for i in range(3))
     bias = jax.random.normal(jax.random.key(4), (2, 5, 5))
@@ -115,6 +117,7 @@ def test_attention_bias_is_the_softmax_of_the_sum() -> None:
     np.testing.assert_allclose(attend(q, k, v, mask=mask, bias=bias), weights @ np.asarray(v), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_remat_changes_nothing_but_memory(remat: str) -> None:
     variables, _ = run(SMALL)
@@ -128,6 +131,7 @@ def test_remat_changes_nothing_but_memory(remat: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters() -> None:
     config = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
     variables, out = run(config)

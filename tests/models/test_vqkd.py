@@ -91,6 +91,7 @@ def same_but_for_ties(ours: np.ndarray, distances: np.ndarray) -> float:
     return float((ours == theirs).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "photographs"])
 def test_ids_equal_the_official_forward(kind: str) -> None:
     official = Official(SMALL)

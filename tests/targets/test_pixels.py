@@ -18,6 +18,7 @@ from mim_jax.targets.pixels import (
 )
 
 
+@pytest.mark.slow
 @PRECISIONS
 def test_channel_normalisation_is_the_specs(dtype: str) -> None:
     with precision(dtype):

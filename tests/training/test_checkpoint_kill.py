@@ -12,6 +12,8 @@ import pytest
 
 from mim_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 STAGES = {  # where a save is killed -> the newest step that is saved then
     "before_the_arrays": 2,
     "arrays_half_written": 2,
