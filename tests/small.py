@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mim_jax.config.check import check
+from mim_jax.config.files import override
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config
 from mim_jax.methods import Method, build_method, complete_options
@@ -27,14 +28,15 @@ SMALL = {
 def small_config(file: str = "mapet", overrides: dict[str, Any] | None = None, devices: int = 1) -> Config:
     """The demo of a config file, shrunk, with overrides "a.b" -> value, resolved for some devices."""
     config = runpy.run_path(f"configs/{file}.py")["get_config"]()
-    for key, value in {**SMALL, **(overrides or {})}.items():
-        if key.startswith("method.") and key.partition(".")[2] not in config.method:
-            continue
-        section, _, name = key.rpartition(".")
-        node = config
-        for part in section.split(".") if section else []:
-            node = node[part]
-        node[name] = value
+    wanted = {**SMALL, **(overrides or {})}
+    override(
+        config,
+        {
+            key: value
+            for key, value in wanted.items()
+            if not key.startswith("method.") or key.partition(".")[2] in config.method
+        },
+    )
     resolved = resolve(check(config), num_examples=EXAMPLES, num_devices=devices, platform="cpu")
     return complete_options(resolved)
 

@@ -117,7 +117,7 @@ def heads_figure(maps: AttentionMaps, name: str) -> Figure:
                 _mark(axis, maps.images[0].shape, grid, at)
                 axis.set_title(f"head {head + 1}, up to {weights[0, head].max():.2f}", fontsize=8)
         row[0].set_axis_off()
-    figure.suptitle(name, fontsize=10)
+    figure.suptitle(name, fontsize=10, parse_math=False)
     figure.tight_layout()
     return figure
 
@@ -142,7 +142,7 @@ def rollout_figure(maps: Sequence[tuple[str, AttentionMaps]]) -> Figure:
             if not same or number == 0:
                 axes[row, column - 1].imshow(own.images[row])
             _over(axes[row, column], own.images[row], rolled[row])
-        axes[0, column].set_title(name, fontsize=9)
+        axes[0, column].set_title(name, fontsize=9, parse_math=False)
     figure.tight_layout()
     return figure
 

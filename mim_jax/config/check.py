@@ -91,8 +91,9 @@ def _to_config_dict(cls: Any) -> ml_collections.ConfigDict:
         elif typing.get_origin(hint) is dict:
             out[field.name] = ml_collections.ConfigDict()
         elif default is None:
-            kind = next(option for option in typing.get_args(hint) if option is not type(None))
-            out[field.name] = config_dict.placeholder(base(kind))
+            kinds = {base(option) for option in typing.get_args(hint)} - {type(None)}
+            # A ConfigDict knows one type for a key; where there are two (an int or a pair), it is left to `build`.
+            out[field.name] = config_dict.placeholder(kinds.pop()) if len(kinds) == 1 else None
         else:
             out[field.name] = default
     return out.lock()

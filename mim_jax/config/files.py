@@ -172,6 +172,8 @@ def _of_kind(name: str, text: str, kind: type) -> Any:
         except ValueError as error:
             raise ConfigError(f"{name} must be a number, got {shown(text)}") from error
     value = _literal(text)
+    if kind is type(None):
+        return value
     if kind is tuple and not isinstance(value, tuple | list):
         value = (value,)
     if isinstance(value, str) or (

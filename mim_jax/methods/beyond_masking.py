@@ -39,7 +39,7 @@ from mim_jax.methods.protocol import (
     fold,
     uniform_noise,
 )
-from mim_jax.methods.rules import Rules, ones, truncated_normal, uniform, zeros
+from mim_jax.methods.rules import Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.vit import Params
@@ -138,6 +138,7 @@ class BeyondMasking(Method):
                 (r"patch_embed/", uniform((3 * self.vit.patch**2) ** -0.5)),
                 (r"^bridge/", uniform(self.vit.width**-0.5)),
                 (r"(kernel|cls_token|mask_token|pos_embed)$", truncated_normal(0.02, 1.0)),
+                (r"gamma$", constant(self.vit.layer_scale or 1.0)),
                 (r"scale$", ones),
                 (r"(bias|table|gamma)$", zeros),
             ),

@@ -23,7 +23,7 @@ from mim_jax.methods.protocol import (
     fold,
     uniform_noise,
 )
-from mim_jax.methods.rules import Rules, normal, ones, uniform, xavier_uniform, zeros
+from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, xavier_uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.vit import Params
@@ -69,6 +69,7 @@ class Mae(Method):
                 (r"patch_embed/bias$", uniform((3 * self.vit.patch**2) ** -0.5)),
                 (r"kernel$", xavier_uniform),
                 (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
+                (r"gamma$", constant(self.vit.layer_scale or 1.0)),
                 (r"scale$", ones),
                 (r"(bias|table)$", zeros),
             ),

@@ -67,7 +67,8 @@ class EncoderDecoder(nn.Module):
         rows = add_parameter(embedded, take_rows(at, visible))
         first = add_parameter(self.encoder.cls_row(rows), positions[:, :prefix])
         rows = jnp.concatenate([first, rows], axis=1)
-        return self.encoder.final_norm(self.encoder.run(rows, drop_keys=drop_keys)[-1])
+        slots = jnp.pad(visible + prefix, ((0, 0), (prefix, 0)))  # CLS is slot 0
+        return self.encoder.final_norm(self.encoder.run(rows, drop_keys=drop_keys, slots=slots)[-1])
 
     def paint(self, latent: jax.Array, visible: jax.Array, hidden: jax.Array) -> jax.Array:
         """The decoder's rows for CLS, the visible and the hidden patches, before its last block's output is used.

@@ -70,6 +70,7 @@ class MaskedPredictor(nn.Module):
             drop_keys=drop_keys,
             num_keys=rows.shape[1] - layout.targets,
             num_outputs=layout.targets,  # the last content update would be thrown away
+            slots=jnp.concatenate([order, *[order[:, : layout.targets]] * (1 + layout.mask_tokens)], axis=1),
         )[-1]
         return self.head(self.encoder.final_norm(out[:, ::-1]))
 

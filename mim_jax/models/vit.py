@@ -126,7 +126,7 @@ class Block(nn.Module):
             num_keys=num_keys,
             num_queries=num_queries,
             mask=mask,
-            position_bias=self._bias(position_bias, slots, num_queries),
+            position_bias=self._bias(position_bias, slots, num_queries, num_keys),
         )
         x = x[:, x.shape[1] - branch.shape[1] :] + self._scaled(branch, 1, drop_keys)
         return x + self._scaled(self.mlp(self.norm2(x)), 2, drop_keys)
@@ -135,7 +135,7 @@ class Block(nn.Module):
         self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None
     ) -> jax.Array:
         """What one row of [B, R, D] attends to in this block, [B, H, R]; as `Attention.row`."""
-        return self.attn.row(self.norm1(x), query, self._bias(position_bias, None, None))
+        return self.attn.row(self.norm1(x), query, self._bias(position_bias, None, None, None))
 
     def _scaled(self, branch: jax.Array, number: int, drop_keys: jax.Array | None) -> jax.Array:
         if self.config.layer_scale is not None:
@@ -144,12 +144,12 @@ class Block(nn.Module):
         return drop_path(branch, rate, drop_keys, salt=2 * self.index + number - 1)
 
     def _bias(
-        self, shared: jax.Array | None, slots: jax.Array | None, queries: int | None
+        self, shared: jax.Array | None, slots: jax.Array | None, queries: int | None, keys: int | None
     ) -> jax.Array | None:
-        """The bias that all blocks share plus this block's own, for the query rows."""
+        """The bias that all blocks share plus this block's own, of the query rows to the keys."""
         if self.config.relative_bias != "per_block":
             return shared
-        own = bias_of_rows(self.relative_position_bias(), slots, queries)
+        own = bias_of_rows(self.relative_position_bias(), slots, queries)[..., :keys]
         return own if shared is None else shared + own
 
 
@@ -222,7 +222,10 @@ class Trunk(nn.Module):
             queries = num_outputs if last else None
             if queries and mask is not None:
                 mask = last_rows(mask, queries) if isinstance(mask, tuple) else mask[..., -queries:, :]
-            x = block(x, mask, self._shared_bias(slots, queries), drop_keys, num_keys, queries, slots)
+            bias = self._shared_bias(slots, queries)
+            x = block(
+                x, mask, None if bias is None else bias[..., :num_keys], drop_keys, num_keys, queries, slots
+            )
             outputs.append(x)
         return outputs
 

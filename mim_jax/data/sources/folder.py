@@ -51,7 +51,7 @@ class Folder:
         note: str,
     ) -> None:
         self.name = name
-        self.class_names = classes
+        self.class_names = tuple(readable(folder) for folder in classes)
         self.num_classes = len(classes)
         if listing.skipped:
             links = (
@@ -89,6 +89,12 @@ class Folder:
         return f"{self.name}: {len(self)} images, {class_count(self.num_classes)} ({self._note})"
 
 
+def readable(name: str) -> str:
+    """A file's name for people: bytes that are no UTF-8 and control characters as escapes (\\xff, \\n)."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
     """The split of a folder of images. Raises DataError, in one sentence that names the path."""
     check_split(split)
@@ -107,7 +113,7 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
     base = os.path.join(root, train) if train else root
     listing = _listed(base, cache_dir)
     classes = _classes(listing)
-    name = f"folder:{path}"
+    name = f"folder:{readable(path)}"
     if train and test:
         if split == "train":
             every = np.arange(len(listing.files))

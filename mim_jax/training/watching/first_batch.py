@@ -52,7 +52,9 @@ def draw(path: Path, batch: HostBatch, class_names: Sequence[str]) -> None:
         x, y = (number % columns) * step_x, (number // columns) * step_y
         axis.imshow(image, extent=(x, x + 1, y + height / width, y), interpolation="nearest")
         words = label_text(int(batch["label"][number]), class_names)
-        axis.text(x + 0.5, y + height / width + 0.02, words, ha="center", va="top", fontsize=7)
+        axis.text(
+            x + 0.5, y + height / width + 0.02, words, ha="center", va="top", fontsize=7, parse_math=False
+        )
     axis.set_xlim(-GAP, span_x - GAP)
     axis.set_ylim(span_y - GAP, -GAP)
     axis.set_aspect("auto")

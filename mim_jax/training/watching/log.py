@@ -100,7 +100,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def say(text: str) -> None:
     """A line for people, from the first host only; above the progress bar, where there is one."""
     if jax.process_index() == 0:
-        tqdm.write(text)
+        tqdm.write(text.encode("utf-8", "backslashreplace").decode())  # a path may hold other bytes
         sys.stdout.flush()
 
 
