@@ -11,6 +11,8 @@ from small import batch, keys, small_config
 from mim_jax.config.check import ConfigError
 from mim_jax.methods import Method, build_method, complete_options
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("mae", {}),
     "simmim": ("simmim", {}),
