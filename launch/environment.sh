@@ -1,5 +1,5 @@
 # Sourced by the other scripts: a virtual environment with what is needed, and the process environment that pays.
-# install_into_venv FILE... : makes .venv where there is none and installs the requirement files, once per content.
+# install_into_venv FILE... : makes .venv where there is none and installs the requirement files and this package, once per content.
 # tune_environment          : compilation cache; on CPU also the memory and XLA settings that were measured to pay.
 
 find_python() {
@@ -28,13 +28,15 @@ install_into_venv() {
   python=$(find_python)
   [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 2
   extra=$(jax_build)
-  wanted=$({ cat "$@"; echo "$extra"; .venv/bin/python -V; } | cksum)
+  wanted=$({ cat "$@" pyproject.toml setup.py; echo "$extra" "$PWD"; .venv/bin/python -V; } | cksum)
   stamp=.venv/installed-$(echo "$*" | tr -c 'a-z0-9\n' '-')
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "mim_jax: installing $* ${extra:+and $extra }into .venv (about a minute, 1.3 GB; once)" >&2
     files=()
     for file in "$@"; do files+=(-r "$file"); done
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]}" ${extra:+"$extra"} || exit 2
+    # The package itself, as it lies here: `import mim_jax` and `--config=mapet` work in any directory.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . || exit 2
     echo "$wanted" >"$stamp"
   fi
   PATH="$PWD/.venv/bin:$PATH"

@@ -34,6 +34,15 @@ class Run:
     params: Params
     step: int
 
+    def __repr__(self) -> str:
+        c, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width = self.method.net.image_size
+        return (
+            f"Run of {c.method['name']} on {c.data.source}, after {self.step:,} updates\n"
+            f"  {self.method.net.summary}, patch {self.method.net.patch}, images {height} x {width}, {count:,} parameters\n"
+            f"  features(images): uint8 [B, {height}, {width}, 3] to float32 [B, {self.method.net.features}]"
+        )
+
     def features(self, images: npt.ArrayLike | jax.Array, layer: int = -1, pool: str = "mean") -> jax.Array:
         """What the encoder makes of whole images, nothing hidden, in evaluation mode.
 

@@ -170,3 +170,9 @@ def test_the_examples_of_the_documentation_run(finished_run: Path) -> None:
     np.testing.assert_array_equal(names["grey"][..., 0], names["grey"][..., 2])
     modules = {path.stem for path in Path(mim_jax.__path__[0], "corruptions").glob("[a-z]*.py")}
     assert all(re.search(rf"\b{module}\.", text) for module in modules), modules  # every op has its lines
+
+
+def test_a_run_is_shown_in_three_lines(finished_run: Path) -> None:
+    lines = repr(mim_jax.load(finished_run)).splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) < 120
+    assert "mapet on digits, after 6 updates" in lines[0] and "images 8 x 8" in lines[1]
