@@ -11,6 +11,7 @@ from small import small_config
 from mim_jax.methods import build_method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mapet", "pim", "mim"])
 def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
     config = small_config(
@@ -44,6 +45,7 @@ def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
     assert np.isfinite(counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["mae", "simmim"])
 def test_masking_and_throwing_are_counted_as_xla_counts_them(base: str) -> None:
     """AMT in the phase that attention drives: thrown patches cost nothing, in the formula and in the program."""

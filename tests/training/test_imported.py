@@ -63,6 +63,7 @@ def started_from(weights: str, file: str, **more):
     return method, with_encoder_of(weights, method, method.init_params(jax.random.key(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["finetune", "linear_probe"])
 def test_the_encoder_is_theirs(weights, file) -> None:
     method, params = started_from(weights, file)

@@ -32,6 +32,7 @@ def test_keys_are_those_of_earlier_versions() -> None:
     assert words(seed=3)[2] == (20958803, 1257672766)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["mae", "simmim", "mapet", "beit", "beyond_masking", "amt"])
 def test_another_epoch_draws_another_corruption(file: str) -> None:
     """The train step's own keys: the same examples in another epoch have other masks or orders, and so another loss."""
