@@ -13,6 +13,7 @@ map's corner whatever the crop, as the release does. `--config.method.base=` cha
 | preset | what | time | result |
 |---|---|---|---|
 | demo | scikit-learn's digits, 32 px, patch 4; attention from epoch 10 of 40 | see docs/results/amt.md | see docs/results/amt.md |
+| own | --config.data.source=folder:PATH, 100 epochs; on a CPU ViT nano at up to 64 px | depends on the images | depends on the images |
 | cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (docs/papers/amt.md 7.4) | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, decoder 512 x 8, 400 epochs, batch 4096 | not measured | not known (the paper's tables were not available to us) |
@@ -26,9 +27,10 @@ from mim_jax.methods.amt import AmtOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), demo_simmim, cifar10 (or another small set), imagenet(_simmim)."""
+    """The configuration of a preset: demo (default), own, demo_simmim, cifar10 (or another small set), imagenet(_simmim)."""
     known = {
         "demo": demo,
+        "own": own,
         "demo_simmim": demo_simmim,
         **presets.small_sets(cifar10),
         "imagenet": imagenet,
@@ -95,6 +97,15 @@ def demo_simmim() -> ml_collections.ConfigDict:
     return config
 
 
+def own() -> ml_collections.ConfigDict:
+    """A folder of your own; what depends on its images is chosen from them, and printed."""
+    config = presets.own(mae_recipe())
+    config.method.decoder_width = 96
+    config.method.decoder_depth = 2
+    config.method.decoder_heads = 3
+    return config
+
+
 def cifar10() -> ml_collections.ConfigDict:
     """One GPU (docs/papers/amt.md 7.4)."""
     config = presets.small_set(mae_recipe())
@@ -103,6 +114,7 @@ def cifar10() -> ml_collections.ConfigDict:
     config.method.decoder_depth = 4
     config.method.decoder_heads = 4
     config.method.bank = "device"
+    config.method.start = config.method.interval = 40
     config.schedule.epochs = 400.0
     config.schedule.warmup_epochs = 40.0
     return config
@@ -111,6 +123,7 @@ def cifar10() -> ml_collections.ConfigDict:
 def imagenet() -> ml_collections.ConfigDict:
     """The release's: base rate 1.5e-4 per 256 images, 400 epochs, warm-up 40."""
     config = presets.imagenet(mae_recipe())
+    config.method.start = config.method.interval = 40
     config.data.batch_size = 4096
     config.schedule.epochs = 400.0
     config.schedule.warmup_epochs = 40.0
@@ -120,6 +133,7 @@ def imagenet() -> ml_collections.ConfigDict:
 def imagenet_simmim() -> ml_collections.ConfigDict:
     """The release's: rates per 512 images, 200 epochs, warm-up 10, cosine to 5e-6."""
     config = presets.imagenet(simmim_recipe())
+    config.method.start = config.method.interval = 40
     config.data.batch_size = 2048
     config.schedule.epochs = 200.0
     config.schedule.warmup_epochs = 10.0

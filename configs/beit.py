@@ -9,6 +9,7 @@
 | preset | what | time | result |
 |---|---|---|---|
 | demo | crops of ten photographs, 32 px, patch 4, vocabulary 64 | see docs/results/demos.md | see docs/results/demos.md |
+| own | --config.data.source=folder:PATH, 100 epochs; on a CPU ViT nano at up to 64 px | depends on the images | depends on the images |
 | cifar10 | ViT-Ti, 24 of 64 patches, 400 epochs | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, 75 of 196 patches, 800 epochs, from a token cache | not measured | not known |
@@ -22,8 +23,10 @@ from mim_jax.methods.mim import MimOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 (or another small set), imagenet."""
-    return choose_preset(preset, {"demo": demo, **presets.small_sets(cifar10), "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), own, cifar10 (or another small set), imagenet."""
+    return choose_preset(
+        preset, {"demo": demo, "own": own, **presets.small_sets(cifar10), "imagenet": imagenet}
+    )()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -53,6 +56,15 @@ def demo() -> ml_collections.ConfigDict:
     config.method.num_masked = 24
     config.method.min_block = 6
     config.schedule.epochs = 10.0
+    return config
+
+
+def own() -> ml_collections.ConfigDict:
+    """A folder of your own; what depends on its images is chosen from them, and printed."""
+    config = presets.own(recipe())
+    config.method.vocabulary = 256
+    config.method.mask_ratio = 0.4
+    config.method.min_block = 6
     return config
 
 

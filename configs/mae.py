@@ -7,6 +7,7 @@
 | preset | what | time | result |
 |---|---|---|---|
 | demo | crops of ten photographs, 32 px, patch 4, decoder 48 x 2 | see docs/results/demos.md | see docs/results/demos.md |
+| own | --config.data.source=folder:PATH, 100 epochs; on a CPU ViT nano at up to 64 px | depends on the images | depends on the images |
 | cifar10 | ViT-Ti, decoder 128 x 4, 400 epochs (docs/papers/amt.md 7.4) | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, decoder 512 x 8, 1600 epochs, batch 4096 | not measured | the paper's: 83.6 fine-tuned, 67.8 linear |
@@ -20,8 +21,10 @@ from mim_jax.methods.mae import MaeOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 (or another small set), imagenet."""
-    return choose_preset(preset, {"demo": demo, **presets.small_sets(cifar10), "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), own, cifar10 (or another small set), imagenet."""
+    return choose_preset(
+        preset, {"demo": demo, "own": own, **presets.small_sets(cifar10), "imagenet": imagenet}
+    )()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -43,6 +46,15 @@ def demo() -> ml_collections.ConfigDict:
     config.schedule.epochs = 12.0
     config.method.norm_pix = False
     config.method.decoder_width = 48
+    config.method.decoder_depth = 2
+    config.method.decoder_heads = 3
+    return config
+
+
+def own() -> ml_collections.ConfigDict:
+    """A folder of your own; what depends on its images is chosen from them, and printed."""
+    config = presets.own(recipe())
+    config.method.decoder_width = 96
     config.method.decoder_depth = 2
     config.method.decoder_heads = 3
     return config

@@ -6,6 +6,7 @@
 | preset | what | time | result |
 |---|---|---|---|
 | demo | scikit-learn's digits, 32 px, patch 4 | see docs/results/transfer.md | see docs/results/transfer.md |
+| own | --config.data.source=folder:PATH, 100 epochs; on a CPU ViT nano at up to 64 px | depends on the images | depends on the images |
 | cifar10 | ViT-Ti, 100 epochs | one GPU; not measured | not known |
 | cifar100, stl10, tiny_imagenet | the same recipe on those, 8 x 8 patches | not measured | not known |
 | imagenet | ViT-B, 300 epochs | not measured | not known |
@@ -19,8 +20,10 @@ from mim_jax.methods.classify import ClassifyOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:
-    """The configuration of a preset: demo (default), cifar10 (or another small set), imagenet."""
-    return choose_preset(preset, {"demo": demo, **presets.small_sets(cifar10), "imagenet": imagenet})()
+    """The configuration of a preset: demo (default), own, cifar10 (or another small set), imagenet."""
+    return choose_preset(
+        preset, {"demo": demo, "own": own, **presets.small_sets(cifar10), "imagenet": imagenet}
+    )()
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -56,6 +59,12 @@ def demo() -> ml_collections.ConfigDict:
     config.optim.weight_decay = 0.05
     config.schedule.epochs = 20.0
     config.schedule.warmup_epochs = 2.0
+    return config
+
+
+def own() -> ml_collections.ConfigDict:
+    """A folder of your own; what depends on its images is chosen from them, and printed."""
+    config = presets.own(recipe())
     return config
 
 

@@ -15,8 +15,10 @@ from etils.epath import Path
 from mim_jax.cached_tokens import training_tokens
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
+from mim_jax.config.scaling import AUTO, chosen
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader, Source, evaluation_batches, over_classes, spread
+from mim_jax.data.memory import picture_side
 from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
@@ -63,11 +65,13 @@ def _run(config: Config, claim: Claim) -> int:
     train_source, test_source = (
         open_split(config.data, split, config.seed) for split in (config.data.split, config.data.test_split)
     )
+    asked, side = config, picture_side(train_source) if config.model.variant == AUTO else None
     config = resolve(
-        config,
+        asked,
         num_examples=len(train_source),
         num_devices=jax.device_count(),
         platform=jax.default_backend(),
+        picture_side=side,
     )
     config = complete_options(config, train_source.num_classes, train_source.multi_label)
     _check_classes(config, train_source, test_source)
@@ -92,6 +96,8 @@ def _run(config: Config, claim: Claim) -> int:
         extras=extras | tables.extras(),
     )
     claim.take(config)
+    for line in chosen(asked, config, len(train_source), side):
+        say(f"chosen   {line}")
     announce(method, loader, tables, len(test_source), shapes, workdir)
     batches = functools.partial(eval_batches, config, mesh)
     evaluators = make_evaluators(config, method, mesh, train_source, test_source, batches, workdir)

@@ -35,7 +35,7 @@ CASES = {
     "unknown objective": (["--config.method.objective=mapeet"], ["did you mean mapet?"]),
     "unknown variant": (["--config.model.variant=xxl"], ["variant"]),
     "unknown option": (["--wrkdir=x"], ["did you mean --workdir?"]),
-    "no steps": (["--config.schedule.steps=1", "--config.schedule.warmup_steps=2"], ["warm-up"]),
+    "no steps": (["--config.schedule.steps=1", "--config.schedule.warmup_steps=2"], ["warmup_steps=2"]),
     "impossible context": (["--config.method.context=17"], ["config.method.context=17"]),
     "mesh": (["--config.mesh.fsdp=3"], ["fsdp=3"]),
     "stray argument": (["demo"], ["demo"]),

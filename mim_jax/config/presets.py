@@ -85,6 +85,18 @@ def digits(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return _nano(config)
 
 
+def own(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A folder of the user's own, --config.data.source=folder:PATH: network, image size and batch follow from it (scaling.py)."""
+    config.data.source = "folder:"
+    config.data.fit_batch = True
+    config.model.variant = "auto"
+    config.model.drop_path = 0.0
+    config.optim.lr = 1e-3
+    config.schedule.epochs = 100.0
+    config.schedule.warmup_epochs = None
+    return config
+
+
 def _nano(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.batch_size = 64
     config.model.variant = "nano"

@@ -5,11 +5,14 @@ import math
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import MOST
+from mim_jax.config.scaling import batch_for, network_for, warmup_for
 from mim_jax.config.schema import Config, Mesh, Model, resolved
 from mim_jax.config.variants import SWINS, VARIANTS
 
 
-def resolve(config: Config, *, num_examples: int, num_devices: int, platform: str) -> Config:
+def resolve(
+    config: Config, *, num_examples: int, num_devices: int, platform: str, picture_side: int | None = None
+) -> Config:
     """Fills every None that follows from others and refuses impossible combinations.
 
     Args:
@@ -17,18 +20,22 @@ def resolve(config: Config, *, num_examples: int, num_devices: int, platform: st
         num_examples: of the training split.
         num_devices: over all hosts.
         platform: "cpu", "gpu" or "tpu".
+        picture_side: typical shorter side of its pictures, pixels; only variant=auto asks.
     Raises:
         ConfigError: one sentence.
     """
     mesh = resolve_mesh(config.mesh, num_devices)
+    data = dataclasses.replace(config.data, batch_size=batch_for(config, mesh, num_examples))
+    config = dataclasses.replace(config, data=data, mesh=mesh)
     check_batch(config, mesh)
-    config = dataclasses.replace(config, model=resolve_model(config.model, platform), mesh=mesh)
+    model = network_for(config.model, num_examples=num_examples, picture_side=picture_side, platform=platform)
+    config = dataclasses.replace(config, model=resolve_model(model, platform))
     return resolve_durations(config, num_examples)
 
 
 def resolve_model(model: Model, platform: str) -> Model:
     """Width, depth and heads from the variant; the computation's dtype from the platform; sizes checked."""
-    model = _usual(model)
+    model = _usual(network_for(model, num_examples=0, picture_side=None, platform=platform))
     patch, size = resolved(model.patch), image_size(model)
     if any(side % patch for side in size):
         fitting = tuple(max(1, round(side / patch)) * patch for side in size)
@@ -134,11 +141,10 @@ def resolve_durations(config: Config, num_examples: int) -> Config:
         )
     steps = max(1, round(asked))
     epochs = s.epochs if s.steps is None else steps / per_epoch - s.cooldown_epochs
-    warmup = s.warmup_steps if s.warmup_steps is not None else round(s.warmup_epochs * per_epoch)
+    warmup = warmup_for(config, steps, per_epoch)
     if warmup > steps:
         raise ConfigError(
-            f"config.schedule: a warm-up of {warmup} steps is longer than the run of {steps}; set"
-            f" --config.schedule.warmup_epochs to less than {epochs:g}"
+            f"config.schedule.warmup_steps={warmup} is longer than the run of {steps} steps: lower config.schedule.warmup_steps"
         )
     lr = (
         config.optim.lr

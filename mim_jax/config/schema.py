@@ -48,8 +48,8 @@ def resolved(value: T | None) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    variant: Annotated[str, words(*VARIANTS, *SWINS)] = (
-        "ti"  # mu | nano | ti | s | b | l | h: width, depth and heads; swinv2_t | swinv2_s | swinv2_b | swinv2_l | swinv2_h
+    variant: Annotated[str, words("auto", *VARIANTS, *SWINS)] = (
+        "ti"  # auto (scaling.py) | mu | nano | ti | s | b | l | h: width, depth and heads; swinv2_t | swinv2_s | swinv2_b | swinv2_l | swinv2_h
     )
     width: Width | None = None  # overrides the variant's
     depth: Depth | None = None
@@ -89,6 +89,7 @@ class Data:
     test_split: Name = "test"
     data_dir: Text | None = None  # where TFDS data sets lie
     batch_size: Count = 64  # over all devices and hosts
+    fit_batch: bool = False  # a batch larger than the data is cut to it
     on_bad_image: Annotated[str, words("error", "skip")] = "error"
     threads: Annotated[int, Range(0, 1024)] = 0  # decoding threads; 0 = one a core
     prefetch: Annotated[int, Range(0, 1024)] = 2  # batches made ahead
@@ -136,7 +137,7 @@ class Optim:
 class Schedule:
     epochs: Annotated[float, Range(0, 1e6, above=True)] = 10.0
     steps: Count | None = None  # None = epochs * examples / batch_size
-    warmup_epochs: Epochs = 1.0
+    warmup_epochs: Epochs | None = 1.0  # None, or longer than the run = a twentieth of the run
     warmup_steps: CountOrZero | None = None  # None = from warmup_epochs
     warmup_lr: Rate = 0.0
     min_lr: Rate = 0.0

@@ -1,9 +1,11 @@
 """The host memory that loading will take, computed before it is taken."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mim_jax.data.errors import BadImageError
-from mim_jax.data.sources.base import Source
+from mim_jax.data.sources.base import Picture, Source
 from mim_jax.data.spec import InputSpec
 
 SAMPLED = 32
@@ -32,12 +34,19 @@ def describe(held: dict[str, int]) -> str:
     return f"host memory for data: about {total:.1f} MiB ({parts})"
 
 
+def picture_side(source: Source) -> int | None:
+    """The median shorter side of 32 evenly spaced pictures, pixels; None where none can be read."""
+    sides = [min(picture.height, picture.width) for picture in _sample(source)]
+    return int(np.median(sides)) if sides else None
+
+
 def _largest(source: Source) -> int:
-    largest = 0
+    return max((picture.height * picture.width * 3 for picture in _sample(source)), default=0)
+
+
+def _sample(source: Source) -> Iterator[Picture]:
     for index in np.linspace(0, len(source) - 1, min(SAMPLED, len(source))).astype(int).tolist():
         try:
-            picture = source[index]
+            yield source[index]
         except BadImageError:
-            continue  # It has no size to add; the run will meet it, where it is an error or is counted.
-        largest = max(largest, picture.height * picture.width * 3)
-    return largest
+            continue  # It has no size; the run will meet it, where it is an error or is counted.

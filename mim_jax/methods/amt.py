@@ -80,6 +80,10 @@ class Driven(Method):
         return self.bank.passes
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.bank.remarks
+
+    @property
     def input_spec(self) -> InputSpec:
         return dataclasses.replace(super().input_spec, extras=self.bank.extras)
 

@@ -21,14 +21,18 @@ from mim_jax.methods.protocol import Artefacts, Batch, Draws, Method, Pass, Phas
 from mim_jax.models.vit import Params
 
 NAME = "attention"
+TENTH = 0.1
+"""Of the run: the release starts after 40 of its 400 epochs, and looks again every 40."""
 CODES = {"float32": 1.0, "float16": 1.0, "uint8": 255.0}
 """Types of the bank, and what a weight of 1 is in them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BankOptions:
-    start: CountOrZero = 40  # the last epoch (from 0) of random masking; the first refresh follows it
-    interval: Count = 40  # epochs between refreshes
+    # The last epoch (from 0) of random masking; the first refresh follows it. None, or so late that no epoch would be left = a
+    # tenth of the run.
+    start: CountOrZero | None = None
+    interval: Count | None = None  # epochs between refreshes; None = a tenth of the run
     mapping: Annotated[str, words("aligned", "official_corner")] = (
         "aligned"  # aligned | official_corner: the map's corner whatever the crop, as the release has it
     )
@@ -44,16 +48,27 @@ class AttentionBank:
 
     def __init__(self, method: Method, options: BankOptions) -> None:
         self.method, self.options = method, options
-        if options.start + 1 >= method.config.schedule.epochs:
+        epochs = method.config.schedule.epochs
+        if epochs <= 1:
             raise ConfigError(
-                f"config.method.start={options.start} leaves no epoch of {method.config.schedule.epochs:g} for attention"
-                " to drive: lower it, or train longer"
+                f"config.schedule.epochs={epochs:g} leaves attention no epoch to drive, for it takes one to see every image: train"
+                " longer"
+            )
+        tenth = int(epochs * TENTH)
+        self.interval = max(1, tenth) if options.interval is None else options.interval
+        late = options.start is not None and options.start + 1 >= epochs
+        self.start = tenth if options.start is None or late else options.start
+        self.remarks: tuple[str, ...] = ()
+        if None in (options.start, options.interval) or late:
+            why = f", for start={options.start} leaves no epoch of {epochs:g}" if late else ""
+            self.remarks = (
+                f"attention drives after epoch {self.start} (from 0) and is looked at again every {self.interval}{why}",
             )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Random masking up to and with epoch `start`, then attention (docs/papers/amt.md 3.2)."""
-        return Phase("random"), Phase("attention", self.options.start + 1)
+        return Phase("random"), Phase("attention", self.start + 1)
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -82,7 +97,7 @@ class AttentionBank:
 
     def due(self, epoch: int) -> bool:
         """After epochs start, start + interval, ... (docs/papers/amt.md 3.2); never after the last, for nothing follows it."""
-        return epoch >= self.options.start and (epoch - self.options.start) % self.options.interval == 0
+        return epoch >= self.start and (epoch - self.start) % self.interval == 0
 
     def maps(self, params: Params, batch: Batch) -> jax.Array:
         """Maps of whole images as the bank stores them, [B, rows, columns]."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, one_of
-from mim_jax.config.kinds import Depth, Heads, Name, Share, Side, Width, words
+from mim_jax.config.kinds import Depth, Heads, Name, Range, Share, ShareAboveZero, Side, Width, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions import degradation, misalignment
 from mim_jax.corruptions.masking import num_kept, split_by_noise
@@ -53,8 +53,10 @@ STYLES = ("distort", "blur", "decolorize")
 class BeyondMaskingOptions:
     task: Name = "zoom_in+mask"
     mask_ratio: Share = 0.75  # with `mask` in the task
-    zoom_in_size: Side | None = None  # side of the larger crop, pixels; None = 9/7 of the encoder's
-    zoom_out_size: Side | None = None  # side of the small crop; None = 5/7 of the encoder's
+    zoom_in_size: Side | None = None  # side of the larger crop, pixels; None = by the ratio
+    zoom_out_size: Side | None = None  # side of the small crop; None = by the ratio
+    zoom_in_ratio: Annotated[float, Range(1, 4)] = 9 / 7  # of that side to the encoder's
+    zoom_out_ratio: ShareAboveZero = 5 / 7
     draws: Annotated[str, words("example", "batch")] = (
         "example"  # example: each image draws its own; batch: one offset and one grey for all (official)
     )
@@ -68,6 +70,7 @@ class BeyondMasking(Method):
     """One or several of the degradations; the target is always the original, normalised per patch and channel."""
 
     name = "beyond_masking"
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, config: Config, options: BeyondMaskingOptions) -> None:
         super().__init__(config)
@@ -108,20 +111,21 @@ class BeyondMasking(Method):
         """Side of the crop that is asked of the data, pixels."""
         if self.geometry == "none":
             return self.side
-        given, sevenths = (
-            (self.options.zoom_in_size, 9) if self.geometry == "zoom_in" else (self.options.zoom_out_size, 5)
-        )
-        side = given if given is not None else self.side * sevenths // 7
-        exact = given is not None or self.side * sevenths % 7 == 0
-        inward = self.geometry == "zoom_in"
-        if (
-            not exact
-            or (inward and (side < self.side or (side - self.side) % 2))
-            or (not inward and not 0 < side <= self.side)
-        ):
+        o, inward = self.options, self.geometry == "zoom_in"
+        given, ratio = (o.zoom_in_size, o.zoom_in_ratio) if inward else (o.zoom_out_size, o.zoom_out_ratio)
+        if given is None:  # a margin of whole pixels on every side
+            exact = self.side * ratio
+            side = self.side + 2 * round((exact - self.side) / 2) if inward else max(1, round(exact))
+            if abs(side - exact) > 1e-6:
+                self.remarks = (
+                    f"{self.geometry} takes {side} px, the nearest to {ratio:.4g} of {self.side}",
+                )
+            return side
+        side = given
+        if (inward and (side < self.side or (side - self.side) % 2)) or (side > self.side and not inward):
             raise ConfigError(
-                f"config.method.{self.geometry}_size={given} does not go with config.model.image_size={self.side}: the paper's"
-                f" {sevenths}/7 is {self.side * sevenths / 7:.4g}; give a whole number"
+                f"config.method.{self.geometry}_size={given} does not go with config.model.image_size={self.side}: leave it empty"
+                f" for {ratio:.4g} of that, or give a whole number"
                 + (" that is larger by an even margin" if inward else " that is not larger")
             )
         return side

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 
 from mim_jax.config.check import ConfigError
-from mim_jax.config.kinds import Count, words
+from mim_jax.config.kinds import Count, Share, words
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import block_mask, mask_from_noise, masked_first
 from mim_jax.methods.flops import dense_flops, plain_flops
@@ -22,7 +22,8 @@ class MimOptions(TokenOptions):
     masking: Annotated[str, words("random", "block")] = (
         "random"  # random | block (BEiT's rectangles, topped up with random patches)
     )
-    num_masked: Count | None = None  # None = 75 %
+    num_masked: Count | None = None  # None = mask_ratio of the patches
+    mask_ratio: Share = 0.75
     min_block: Count = 16  # patches; block masking only
 
 
@@ -35,7 +36,9 @@ class Mim(TokenMethod):
         super().__init__(config, options)
         length = self.vit.num_patches
         self.options = options
-        self.num_masked = options.num_masked if options.num_masked is not None else round(0.75 * length)
+        self.num_masked = (
+            options.num_masked if options.num_masked is not None else round(options.mask_ratio * length)
+        )
         if not 1 <= self.num_masked <= length:
             raise ConfigError(
                 f"config.method.num_masked={self.num_masked} must lie in 1..{length}, the number of patches"

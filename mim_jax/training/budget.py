@@ -60,7 +60,7 @@ def check_memory(config: Config, method: Method) -> None:
     have, own = host_memory(), device_memory()
     if own is None:
         refuse_beyond(
-            [*host, *(need._replace(bytes=need.bytes * jax.local_device_count()) for need in device)], have
+            [*host, *(need._replace(bytes=need.bytes * _local_devices(config)) for need in device)], have
         )
     else:
         refuse_beyond(host, have)
@@ -79,7 +79,7 @@ def check_parameters(config: Config, shapes: Any) -> None:
     ]
     mesh, own = config.mesh, device_memory()
     total = 4.0 * sum(size for size, _, _ in leaves) * _copies(config) / (mesh.fsdp * mesh.tensor)
-    total *= 1 if own else jax.local_device_count()
+    total *= 1 if own else _local_devices(config)
     have = own or host_memory()
     if total > have:
         _, name, leaf = max(leaves, key=lambda entry: entry[0])
@@ -87,6 +87,12 @@ def check_parameters(config: Config, shapes: Any) -> None:
             f"the parameters with their gradients and moments would take {total / GIB:,.1f} GiB, and there are"
             f" {have / GIB:,.1f} GiB: lower what makes {name} {list(leaf.shape)}, the largest, so large"
         )
+
+
+def _local_devices(config: Config) -> float:
+    """Devices of the mesh on this host."""
+    mesh = config.mesh
+    return mesh.data * mesh.fsdp * mesh.tensor / jax.process_count()
 
 
 def _copies(config: Config) -> int:
@@ -140,7 +146,7 @@ def device_needs(config: Config, method: Method) -> list[Need]:
     part = batch / shards / config.optim.accumulation
     image = 3.0 * net.image_size[0] * net.image_size[1]
     side, fewest = max(net.image_size), shards * config.optim.accumulation
-    have = device_memory() or host_memory()
+    have = device_memory() or host_memory() / _local_devices(config)
 
     def of_batch(what: str, each: float) -> Need:
         """Bytes that one image of a part takes."""

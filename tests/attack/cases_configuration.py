@@ -227,7 +227,6 @@ METHODS = [
     *_values("one of", "method.base=beit", "method.mode=at", "method.mapping=corner", config="amt"),
     *_values("one of", "method.control=none2", "method.bank=disk", "method.bank_dtype=int8", config="amt"),
     *_values("at least", "method.start=-1", "method.interval=0", config="amt"),
-    *_values("visible|throw_ratio", "method.mask_ratio=0.9", "method.throw_ratio=1", config="amt"),
     *_values("is '", "method.task=mask+zoom", "method.task=mask+", "method.task=+", config="beyond_masking"),
     *_values("once", "method.task=mask+mask", "method.task=zoom_in+zoom_out", config="beyond_masking"),
     *_values("empty", "method.task=", config="beyond_masking"),
@@ -243,10 +242,16 @@ METHODS = [
     *_values("block", "method.layer=99", config="supervised"),
 ]
 CROSSED = [
+    Case(
+        AREA,
+        "amt thrown",
+        _set("schedule.steps=None", "method.throw_ratio=1", config="amt"),
+        says="throw_ratio",
+    ),
     Case(AREA, "min_lr above lr", _set("schedule.min_lr=5"), says="min_lr=5 is above the peak rate"),
     Case(AREA, "warmup_lr above lr", _set("schedule.warmup_lr=5"), says="warmup_lr=5 is above the peak rate"),
     Case(AREA, "knn_layer", _set("eval.knn=True", "eval.knn_layer=99"), says=r"knn_layer=99.*0\.\.1"),
-    Case(AREA, "warm-up longer", _set("schedule.warmup_steps=9"), says="warm-up of 9 steps is longer"),
+    Case(AREA, "warm-up longer", _set("schedule.warmup_steps=9"), says="warmup_steps=9 is longer"),
     Case(AREA, "heads", _set("model.heads=5"), says="width=32 cannot be split into config.model.heads=5"),
     Case(
         AREA, "patch above the image", _set("model.patch=64"), says="multiple of config.model.patch=64.*is 64"

@@ -296,7 +296,7 @@ def test_impossible_settings() -> None:
     for overrides, words in (
         ({"method.base": "maee"}, "mae"),
         ({"method.mode": "amtt"}, "amt"),
-        ({"method.start": 4}, "leaves no epoch"),
+        ({"schedule.epochs": 1.0}, "leaves attention no epoch"),
         ({"method.interval": 0}, "interval"),
         ({"method.mask_ratio": 0.7}, "leave"),
         ({"method.base": "simmim", "method.mask_ratio": 0.9}, "visible"),

@@ -122,7 +122,7 @@ def test_impossible_settings() -> None:
         ("simmim", {"method.unit": 3}, "unit"),
         ("beyond_masking", {"method.task": "zoom_in+zoom_out"}, "only one of them"),
         ("beyond_masking", {"method.task": "blurr"}, "did you mean blur"),
-        ("beyond_masking", {"method.task": "zoom_in"}, "zoom_in_size"),
+        ("beyond_masking", {"method.task": "zoom_in", "method.zoom_in_size": 17}, "zoom_in_size"),
     ):
         with pytest.raises(ConfigError, match=words):
             small_method(config, overrides)

@@ -26,7 +26,7 @@ def test_help_helps(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_that_make_no_sense() -> None:
     for overrides, words in (
         ({"schedule.epochs": 0.0}, "above 0"),
-        ({"schedule.epochs": 2.0, "schedule.warmup_epochs": 9.0}, "warmup_epochs to less than 2"),
+        ({"schedule.epochs": 2.0, "schedule.warmup_steps": 999}, "lower config.schedule.warmup_steps"),
         ({"optim.lr": -1.0}, "at least 0"),
         ({"data.batch_size": 0}, "at least 1"),
         ({"model.image_size": 15}, "the nearest is 16"),
