@@ -4,7 +4,6 @@ Shards are written into a folder beside the cache, which is renamed when all are
 Several hosts may write shards of one cache on a shared disk; one of them calls `finish`.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from etils.epath import Path
 
 from mim_jax.data.errors import DataError
 from mim_jax.data.tokens_cache import FIELDS, HEADER, load_ids, plain, sha256_of
+from mim_jax.reading import Unreadable, mapping, read_json
 from mim_jax.storage import is_bucket, located, make_folder, remove_leftovers, whole_file, write_json
 
 PLAN = "plan.json"
@@ -121,7 +121,7 @@ class TokenWriter:
     def _claim(self) -> None:
         """Begins, or goes on with, the folder of the unfinished cache."""
         plan = self.partial / PLAN
-        if not plan.exists():
+        if not plan.exists() and not os.path.islink(plan):
             if names := _visible(self.partial):
                 raise DataError(
                     f"The folder {self.partial} holds files that are not ours ({', '.join(names[:3])}): move them away, or choose"
@@ -147,13 +147,11 @@ def _visible(folder: Path) -> list[str]:
 
 def _read_plan(plan: Path) -> dict[str, Any]:
     try:
-        begun = json.loads(plan.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        begun: dict[str, Any] = read_json(plan, mapping())
+    except Unreadable as error:
         raise DataError(
-            f"The plan {plan} of an unfinished token cache cannot be read ({error}): remove {plan.parent}."
+            f"The plan {plan} of an unfinished token cache is damaged ({error}): remove {plan.parent}."
         ) from error
-    if not isinstance(begun, dict):
-        raise DataError(f"The plan {plan} of an unfinished token cache is damaged: remove {plan.parent}.")
     return begun
 
 

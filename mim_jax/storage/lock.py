@@ -30,6 +30,8 @@ LOST = 300.0
 SETTLED = 2.0
 """Seconds after which, where there is no flock, the last of several writers is the one that has it."""
 MOST_BYTES = 65_536
+SHOWN = 240
+"""Characters of a command in the file."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -209,7 +211,7 @@ def this_process() -> dict[str, Any]:
         "process_started": started_at(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "beat": time.time(),
-        "command": " ".join(shlex.join(sys.orig_argv[-12:] or sys.argv).split())[:500],
+        "command": _shortened(shlex.join(sys.orig_argv)),
     }
 
 
@@ -236,6 +238,11 @@ def started_at(pid: int) -> str | None:
 def _pid(owner: dict[str, Any]) -> int:
     pid = owner.get("pid")
     return pid if isinstance(pid, int) and pid > 0 else 0
+
+
+def _shortened(command: str) -> str:
+    command = " ".join(command.split())
+    return command if len(command) <= SHOWN else f"{command[:SHOWN]}..."
 
 
 def _boot() -> str:

@@ -94,6 +94,16 @@ def read_marker(directory: epath.Path) -> Marker | None:
     return Marker(found["task"], tuple(replaces) if named else ())
 
 
+def refuse_links(directory: epath.Path) -> None:
+    """Raises StorageError where a folder of a run is a link: what is made and removed in it would lie elsewhere."""
+    for name in OWN_FOLDERS:
+        path = directory / name
+        if not is_bucket(path) and os.path.islink(path):
+            raise StorageError(
+                f"{path} is a link to {os.readlink(path)}: make it a directory; the whole of --workdir may be a link, no part of it"
+            )
+
+
 def write_marker(directory: epath.Path, marker: Marker) -> None:
     """Makes a directory ours. Raises StorageError."""
     about = {"format": FORMAT, "version": VERSION, "task": marker.task}

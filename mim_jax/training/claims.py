@@ -110,6 +110,7 @@ class Claim:
         if found is not None and self._overwrite:
             self._move_aside()
         elif found is not None:
+            marker.refuse_links(self.path)
             self._replaced = found.replaces
             refuse_other_configuration(self.path, now)
             storage.remove_leftovers(self.path)
