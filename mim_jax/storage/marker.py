@@ -182,7 +182,8 @@ def remove_replaced(directory: epath.Path, names: Iterable[str]) -> list[str]:
 def remove_ours(directory: epath.Path) -> list[str]:
     """Removes what our commands have made in a directory with our marker, and the directory if it is empty then; what is left."""
     place = pathlib.Path(directory)
-    for name in sorted(os.listdir(place), key=lambda name: name == FILE):  # the marker goes last
+    # The marker goes last but for the lock: until then it is ours, and nobody else's to begin in.
+    for name in sorted(os.listdir(place), key=lambda name: (name == LOCK, name == FILE)):
         path = place / name
         own_file = name in (*OWN_FILES, FILE) or path.match(_OWN_PATTERN) or _MARK in name
         if path.is_symlink():

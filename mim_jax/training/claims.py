@@ -135,9 +135,10 @@ class Claim:
             own = Lock(self.path / LOCK, str(self.path))
             own.acquire()
         except (OSError, StorageError) as error:
+            aside, self._moved = self._moved, ""  # what lies in its place now is another's
             raise StorageError(
                 f"{self.path} was taken by another process while it was replaced: what it held is in"
-                f" {self.path.with_name(self._moved)}"
+                f" {self.path.with_name(aside)}"
             ) from error
         self._lock.release()
         self._lock = own
@@ -146,9 +147,6 @@ class Claim:
         """The new run has left nothing worth keeping: the old one gets its name back."""
         aside, self._moved = self._moved, ""
         kept = f"what it held before is kept in {self.path.with_name(aside)}"
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
         left = marker.remove_ours(self.path) if self.path.exists() else []
         if not left and marker.move_back(self.path, aside):
             say(f"{self.path} is as it was before --overwrite: the new run ended before its first checkpoint")

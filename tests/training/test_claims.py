@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from etils import epath
 from small import small_config
 
 from mim_jax import storage
@@ -202,6 +203,34 @@ def test_what_a_killed_overwrite_has_moved_goes_with_the_next_start(tmp_path: Pa
     assert len(os.listdir(tmp_path)) == 2  # still before the first checkpoint
     taken(run, overwrite=True, keep=True)
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_what_another_start_puts_in_the_place_of_the_old_run_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two starts at once: while the one moves the old run aside, the other begins under its name."""
+    run = a_run(tmp_path / "run")
+    move_aside = marker.move_aside
+
+    def slowly(directory: epath.Path) -> str:
+        aside = move_aside(directory)
+        a_run(tmp_path / "run")
+        return aside
+
+    monkeypatch.setattr(marker, "move_aside", slowly)
+    with pytest.raises(StorageError, match=r"taken by another process .* is in .*run\.replaced-"):
+        taken(run, overwrite=True)
+    assert (run / "checkpoints" / "00000005").is_dir() and (run / "metrics.jsonl").exists()
+    (aside,) = (path for path in tmp_path.iterdir() if path != run)
+    assert (aside / "checkpoints" / "00000005").is_dir()
+
+
+def test_folders_of_a_run_are_no_links(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (tmp_path / "data").mkdir()
+    (run / "tensorboard").symlink_to(tmp_path / "data")
+    with pytest.raises(StorageError, match="tensorboard is a link to"):
+        taken(run)
 
 
 def test_other_peoples_files_in_a_run_outlive_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
