@@ -1,4 +1,4 @@
-"""Every corruption of Beyond Masking on one image, side by side: image, what the network gets, what it must paint, scored.
+"""Every corruption of Beyond Masking on one image, side by side: image, input of the network, target, scored part.
 
     ./launch/local.sh --config=configs/gallery.py                              a photograph of scikit-image
     ./launch/local.sh --config=configs/gallery.py --config.data.source=folder:PATH --config.augment.eval_crop=centre_square

@@ -98,7 +98,7 @@ def _usage(counts: Counts) -> Figure:
 def _codes(examples: Examples) -> Figure:
     """A row a code in two columns of rows."""
     rows = -(-len(examples) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(9, 0.45 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 0.48 * rows), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (code, patches) in zip(axes.T.flat, examples, strict=False):

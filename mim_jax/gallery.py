@@ -29,7 +29,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 TASKS = ("mask", "zoom_in", "zoom_in+mask", "zoom_out", "distort", "blur", "decolorize", "zoom_in+blur")
-COLUMNS = ("image", "the network gets", "it must paint", "scored")
+COLUMNS = ("image", "input of the network", "target", "scored part")
+LEGEND = "orange: what one token reads; cyan: what the same token must predict; dark: not scored"
 READS, PAINTS = "tab:orange", "tab:cyan"
 TOKEN = (3, 10)
 """Row and column (of 14 x 14) of the token whose two places are drawn; scaled to other grids."""
@@ -64,7 +65,8 @@ def _run(config: Config, claim: Claim) -> int:
         row[0].set_ylabel(task, fontsize=9)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title, fontsize=9)
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, rect=(0, 0.015, 1, 1))
+    figure.text(0.5, 0.004, LEGEND, ha="center", fontsize=9)
     claim.take(config)
     page = claim.path / "gallery.png"
     with whole_file(page) as file:
@@ -72,7 +74,7 @@ def _run(config: Config, claim: Claim) -> int:
     plt.close(figure)
     claim.keep()
     say(f"gallery: {page}")
-    say("orange: what one token reads; cyan: what the same token must paint; bright: scored")
+    say(LEGEND)
     return 0
 
 

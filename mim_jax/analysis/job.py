@@ -22,20 +22,32 @@ from mim_jax.analysis.plots import cka_figure, layers_figure
 from mim_jax.analysis.runs import LookedAt, check_comparable, given_kinds, named, read
 from mim_jax.analysis.streaming import NetworkMeans, measure
 from mim_jax.analysis.tables import verdict_text, write_tables
-from mim_jax.analysis.verdict import AXES, Subject, findings
+from mim_jax.analysis.verdict import AXES, KIND_WORDS, Subject, findings
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve_mesh
 from mim_jax.config.schema import Config
-from mim_jax.data import EvenSample, evaluation_batches, place
+from mim_jax.data import evaluation_batches, over_classes, place
 from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.storage import whole_file
 from mim_jax.training.claims import Claim
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
+from mim_jax.training.watching.first_batch import label_text
 from mim_jax.training.watching.log import say
 
 REPORT = "report.html"
+CLS_WORDS = {
+    "drop": "CLS as a key is left out.",
+    "renorm": "CLS as a key is left out, and the weights of the other keys sum to 1.",
+}
+FEATURE_WORDS = {
+    "flatten": "all patch tokens of an image, as one vector",
+    "pool": "the mean of an image's patch tokens",
+    "cls": "the CLS token",
+    "tokens": "every patch token on its own",
+}
+"""What the options are called in captions."""
 SHALLOW = 9
 """Layers below which "the last three" are more than a third of a network."""
 MOST_TOKEN_ROWS = 4096
@@ -71,7 +83,7 @@ def _run(config: Config, claim: Claim) -> int:
         seen.append(own)
         subjects.append(Subject(name, own.kind, found, options.cls))
         if options.pictures and jax.process_count() == 1:  # drawing needs whole arrays on one host
-            maps.append((name, attention_maps(own.method, params, _few(own, options, config))))
+            maps.append((name, attention_maps(own.method, params, *_few(own, options, config))))
         say(f"{name}: {found.images} images in {time.perf_counter() - started:.1f} s")
     if jax.process_index() == 0:
         _write(config, options, claim.path, seen, subjects, maps)
@@ -126,11 +138,15 @@ def _batches(own: LookedAt, size: int, config: Config, mesh: jax.sharding.Mesh) 
             progress.update(min(size, len(own.images) - progress.done))
 
 
-def _few(own: LookedAt, options: AnalysisOptions, config: Config) -> npt.NDArray[np.uint8]:
-    """Some of the images, for pictures."""
-    few = EvenSample(own.images, options.pictures)
+def _few(
+    own: LookedAt, options: AnalysisOptions, config: Config
+) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+    """Some of the images, of as many classes as may be, and their classes, for pictures."""
+    few = over_classes(own.images, options.pictures)
     spec, threads = own.method.feature_spec, config.data.threads
-    return np.asarray(next(evaluation_batches(few, spec, batch_size=len(few), threads=threads))["image"])
+    batch = next(evaluation_batches(few, spec, batch_size=len(few), threads=threads))
+    names = tuple(label_text(int(label), few.class_names) for label in batch["label"])
+    return np.asarray(batch["image"]), names
 
 
 def _write(
@@ -175,15 +191,19 @@ def drawings(
     """Title, caption, file and figure of each picture there is something for."""
     yield (
         "Attention by layer",
-        f"A small dot a head, a large dot the layer's mean; the dashed line is even attention. CLS as a key: {options.cls}.",
+        f"A small dot a head, a large dot the layer's mean; the dashed line is even attention. {CLS_WORDS[options.cls]}",
         "layers.png",
         layers_figure(subjects),
     )
     if all(s.found.cka is not None for s in subjects):
         yield (
             "CKA between layers",
-            f"{AXES['CKA']} Features: {options.cka_features}; estimate: {options.cka}"
-            + (f" of at most {options.cka_batch} images." if options.cka == "minibatch" else "."),
+            f"{AXES['CKA']} Features: {FEATURE_WORDS[options.cka_features]}; estimate: "
+            + (
+                f"unbiased, over minibatches of at most {options.cka_batch} images."
+                if options.cka == "minibatch"
+                else "biased, over all images at once."
+            ),
             "cka.png",
             cka_figure(subjects, first),
         )
@@ -191,7 +211,7 @@ def drawings(
         if own.layers:
             yield (
                 f"What a patch looks at: {name}",
-                "The marked patch of one image, head by head; bright is the head's largest weight, the number above it.",
+                f"The marked patch of one image{_named(own)}, head by head; bright is the head's largest weight, the number above it.",
                 f"attention-{number + 1}.png",
                 heads_figure(own, name),
             )
@@ -203,6 +223,11 @@ def drawings(
             "rollout.png",
             rollout_figure(maps),
         )
+
+
+def _named(maps: AttentionMaps) -> str:
+    """The class of the first image, in brackets."""
+    return f" ({maps.names[0]})" if maps.names and maps.names[0] else ""
 
 
 def remarks(seen: Sequence[LookedAt], subjects: Sequence[Subject], options: AnalysisOptions) -> list[str]:
@@ -234,7 +259,7 @@ def facts(own: LookedAt, subject: Subject) -> dict[str, str]:
     trained = "somebody else's weights" if own.step is None else f"{config.method['name']}, {own.step} steps"
     return {
         "directory": str(own.directory),
-        "trained": f"{trained} ({subject.kind})",
+        "trained": f"{trained} ({KIND_WORDS[subject.kind]})",
         "network": f"{config.model.variant}, {len(subject.found.blocks)} blocks, {rows} x {columns} px",
         "images": f"{subject.found.images}: {own.images.describe()}; view {method.feature_spec.crop}",
         "pixels": f"mean {config.data.mean}, standard deviation {config.data.std}",

@@ -39,17 +39,20 @@ class AttentionMaps:
     layers: dict[int, Array]
     query: dict[int, tuple[int, int]]
     rollout: Array | None
+    names: tuple[str, ...] = ()  # the class of each image, '' = none
 
 
-def attention_maps(method: Method, params: Params, images: npt.NDArray[np.uint8]) -> AttentionMaps:
-    """One compiled forward; of every layer only the rows that are drawn come back."""
+def attention_maps(
+    method: Method, params: Params, images: npt.NDArray[np.uint8], names: tuple[str, ...] = ()
+) -> AttentionMaps:
+    """One compiled forward; of every layer only the rows that are drawn come back. names: the class of each image."""
     geometry = method.net.geometry
     drawn = chosen_layers([where.windows == 1 for where in geometry])
     middle = {layer: grid_of(geometry[layer]) for layer in drawn}
     query = {layer: (rows // 2, columns // 2) for layer, (rows, columns) in middle.items()}
     through = all(w.windows == 1 and len(w.coordinates) == len(geometry[0].coordinates) for w in geometry)
     if not drawn:
-        return AttentionMaps(images, {}, {}, None)
+        return AttentionMaps(images, {}, {}, None, names)
 
     @jax.jit
     def look(params: Params, images: jax.Array) -> tuple[dict[int, jax.Array], jax.Array | None]:
@@ -65,7 +68,7 @@ def attention_maps(method: Method, params: Params, images: npt.NDArray[np.uint8]
     layers = {n + 1: np.asarray(x).reshape(*x.shape[:2], *middle[n]) for n, x in rows.items()}
     grid = grid_of(geometry[0])
     rolled = None if through_all is None else np.asarray(through_all).reshape(-1, *grid)
-    return AttentionMaps(images, layers, {n + 1: at for n, at in query.items()}, rolled)
+    return AttentionMaps(images, layers, {n + 1: at for n, at in query.items()}, rolled, names)
 
 
 def rollout(weights: Sequence[jax.Array], prefix: int) -> jax.Array:
@@ -141,6 +144,8 @@ def rollout_figure(maps: Sequence[tuple[str, AttentionMaps]]) -> Figure:
         for row in range(count):
             if not same or number == 0:
                 axes[row, column - 1].imshow(own.images[row])
+                if own.names:
+                    axes[row, column - 1].set_title(own.names[row], fontsize=8, parse_math=False)
             _over(axes[row, column], own.images[row], rolled[row])
         axes[0, column].set_title(name, fontsize=9, parse_math=False)
     figure.tight_layout()

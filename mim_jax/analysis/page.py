@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from etils.epath import Path
 
-from mim_jax.analysis.verdict import AXES, Finding, Subject
+from mim_jax.analysis.plots import UNITS
+from mim_jax.analysis.verdict import AXES, KIND_WORDS, Finding, Subject
 from mim_jax.storage import write_text
 from mim_jax.training.watching.report import png_uri
 
@@ -48,8 +49,8 @@ def write_page(
         axes=AXES,
         notes=[*notes, UNKNOWN],
         figures=[(name, text, png_uri(file.read_bytes())) for name, text, file in figures],
-        layers=[(s.name, s.kind, layer_rows(s)) for s in subjects],
-        units=subjects[0].found.blocks[0].units,
+        layers=[(s.name, KIND_WORDS[s.kind], layer_rows(s)) for s in subjects],
+        units=UNITS[subjects[0].found.blocks[0].units],
         facts=facts,
         tables=[file.name for file in tables],
         config_text=config_text,

@@ -48,7 +48,7 @@ def layers_figure(subjects: Sequence[Subject]) -> Figure:
             else:
                 axis.set_yticklabels([])
             if row == 0:
-                axis.set_title(f"{subject.name}\n{subject.kind}", fontsize=10, parse_math=False)
+                axis.set_title(subject.title, fontsize=10, parse_math=False)
             if row == 2:
                 axis.set_xlabel("layer", fontsize=9)
     axes[0, 0].legend(fontsize=8, loc="lower left", framealpha=0.8)
@@ -104,7 +104,7 @@ def cka_figure(subjects: Sequence[Subject], first: int) -> Figure:
         assert cka is not None
         edges = (first - 0.5, first + len(cka) - 0.5)
         image = axis.imshow(cka, vmin=0, vmax=1, cmap="viridis", origin="lower", extent=(*edges, *edges))
-        axis.set_title(f"{subject.name}\n{subject.kind}", fontsize=10, parse_math=False)
+        axis.set_title(subject.title, fontsize=10, parse_math=False)
         axis.set_xlabel("layer", fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))

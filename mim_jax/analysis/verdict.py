@@ -17,6 +17,12 @@ from mim_jax.methods.protocol import Method
 
 Word = Literal["seen", "not seen", "cannot say"]
 KINDS = ("mim", "supervised", "other")
+KIND_WORDS = {
+    "mim": "masked pre-training",
+    "supervised": "supervised from scratch",
+    "other": "fine-tuned, probed or unknown",
+}
+"""What people are shown of a kind."""
 
 MOSTLY = 0.5
 """A layer from this share of global heads on counts as global."""
@@ -39,6 +45,11 @@ class Subject:
     kind: str
     found: NetworkMeans
     cls: str = "drop"
+
+    @property
+    def title(self) -> str:
+        """Two lines: its name, and what it was trained on."""
+        return f"{self.name}\n({KIND_WORDS[self.kind]})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +95,7 @@ def findings(subjects: Sequence[Subject]) -> list[Finding]:
             "C1",
             f"supervised: local heads in lower layers only, global ones in the {last}",
             f"mean share of global heads, {last}; or 0 where a head there is local",
-            f">= {MOSTLY} in every supervised run",
+            f"≥ {MOSTLY} in every supervised run",
             subjects,
             "supervised",
             _global_at_the_end,
@@ -95,7 +106,7 @@ def findings(subjects: Sequence[Subject]) -> list[Finding]:
             "C2",
             "masked: heads stay different",
             ratio,
-            f">= {KEPT} in every masked run",
+            f"≥ {KEPT} in every masked run",
             subjects,
             "mim",
             lambda s: s.found.diversity_ratio,
@@ -106,7 +117,7 @@ def findings(subjects: Sequence[Subject]) -> list[Finding]:
             "C2",
             f"supervised: heads become alike in the {last}",
             ratio,
-            f"<= {LOST} in every supervised run",
+            f"≤ {LOST} in every supervised run",
             subjects,
             "supervised",
             lambda s: s.found.diversity_ratio,
@@ -200,7 +211,7 @@ def _alike(subjects: Sequence[Subject]) -> Finding:
         "C6",
         "layers of masked runs are more alike than those of supervised runs",
         "mean CKA of different layers",
-        f"masked - supervised >= {MARGIN}",
+        f"masked − supervised ≥ {MARGIN}",
         {name: _text(value) for name, value in values.items()},
         dict.fromkeys(values, ""),
         word,

@@ -103,6 +103,14 @@ def test_two_runs_side_by_side(
             values = [float(h[each]) for h in own]
             assert float(row[mean]) == pytest.approx(np.mean(values), rel=1e-4)
         assert float(row["distance_uniform_px"]) == pytest.approx(4 * 2.008015, rel=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = re.sub(r"base64,[^\"]+", "", page).partition("<details>")[0]
+    for words in ("CLS as a key is left out", "all patch tokens of an image", "unbiased, over minibatches",
+                  "masked pre-training", "supervised from scratch", "distance (pixels)", "≥ 0.5"):  # fmt: skip
+        assert words in shown, words
+    assert not re.findall(r"\((mim|px)\)|: (drop|flatten|minibatch)\b|[<>]=", shown)
+    assert re.search(r"The marked patch of one image \(grating \d\)", shown)  # its class
+    assert shown.index("<th>verdict</th>") < shown.index("<th>statement</th>")  # seen on a narrow screen
     assert len(cka) == 32 and all(row["cka"] == "1" for row in cka if row["layer_a"] == row["layer_b"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures)

@@ -72,7 +72,9 @@ def as_text(rows: Rows, start: str = "untrained", end: str = "trained") -> str:
     width = max(len(what) for what, _, _ in rows)
     columns = [(start, [row[1] for row in rows]), (end, [row[2] for row in rows])]
     columns = [(title, texts) for title, texts in columns if any(texts)]
-    lines = [f"{'':{width}}" + "".join(f"  {title:>12}" for title, _ in columns)]
+    lines = [f"{'':{width}}" + "".join(f"  {title:>10}" for title, _ in columns)]
     for at, (what, *_) in enumerate(rows):
-        lines.append(f"{what:{width}}" + "".join(f"  {texts[at]:>12}" for _, texts in columns))
+        lines.append(
+            f"{what:{width}}" + "".join(f"  {texts[at]:>{max(10, len(title))}}" for title, texts in columns)
+        )
     return "\n".join(lines)
