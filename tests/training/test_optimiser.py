@@ -146,6 +146,7 @@ def updated(clip: float | None, steps: int = 3) -> dict:
     return params
 
 
+@pytest.mark.slow
 def test_frozen_parameters_neither_move_nor_count_in_the_norm() -> None:
     assert float(updated(None)["held"]["kernel"][0]) == 2.0
     with_held = updated(clip=0.5)
@@ -165,6 +166,7 @@ def torch_groups(torch, rates: dict[str, float], decays: dict[str, float]):
     return tensors, groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_adamw_is_torchs(layer_decay: float) -> None:
     """Gradients that change sign and size, betas that differ, an epsilon that matters, decay scaled by the layer's rate."""

@@ -102,6 +102,7 @@ sys.exit(EXIT_AGAIN)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_fall_back_and_stop_together(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -15,6 +15,8 @@ from mim_jax.training.state import create_state
 from mim_jax.training.step import gradients, make_train_step
 from tests.meshes import mesh_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 

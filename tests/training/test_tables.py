@@ -137,6 +137,7 @@ def learnt(workdir: Path) -> list[dict]:
     return [line for line in history(workdir) if "train/loss" in line or "eval/loss" in line]
 
 
+@pytest.mark.slow
 def test_killed_before_and_after_a_refresh_is_the_uninterrupted_run(tmp_path: Path) -> None:
     """1437 images in batches of 144: refreshes before updates 10, 20, 30, where the run also saves."""
     done = subprocess.run(
@@ -166,6 +167,7 @@ def test_killed_before_and_after_a_refresh_is_the_uninterrupted_run(tmp_path: Pa
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bank", ["host", "device"])
 def test_one_program_a_phase(bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T13: no recompilation inside a phase, refreshes included; and a refresh does reach the batches after it."""
