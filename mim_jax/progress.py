@@ -98,7 +98,7 @@ class Progress:
             text += f" {self.unit}"
         rate = self._estimate.rate
         if rate:
-            text += f", {rate:.3g} {self.unit}/s" if rate < 1000 else f", {rate:,.0f} {self.unit}/s"
+            text += f", {speed(rate, self.unit)}"
         left = self._estimate.seconds_for(self.total - self.done) if self.total else None
         return text if left is None else f"{text}, left {clock(left)}"
 
@@ -126,6 +126,13 @@ def tracked(items: Iterable[T], what: str, total: int | None, unit: str) -> Iter
         for item in items:
             yield item
             progress.update()
+
+
+def speed(rate: float, unit: str) -> str:
+    """'41 images/s'; of what takes longer than a second '2.9 s each'."""
+    if rate < 1:
+        return f"{1 / rate:.3g} s each"
+    return f"{rate:.3g} {unit}/s" if rate < 1000 else f"{rate:,.0f} {unit}/s"
 
 
 def clock(seconds: float) -> str:

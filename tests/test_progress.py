@@ -112,7 +112,7 @@ def test_kmeans_says_how_far_it_is(
 def test_tracked_counts_what_was_consumed(clock_of: FakeTime, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in tracked(range(3), "k-means", 3, "iterations"):
         clock_of.now += 4.0
-    assert capsys.readouterr().out.splitlines()[0].startswith("k-means: 2 of 3 iterations (66 %)")
+    assert capsys.readouterr().out.splitlines()[0] == "k-means: 2 of 3 iterations (66 %), 4 s each, left 0:04"
 
 
 def test_the_first_call_of_a_step_says_that_it_compiles(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ never magnifies noise: shares and speeds start at 0, and a loss has an axis of a
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,8 +52,14 @@ STILL_PART = 0.05
 NOT_SHOWN = ("eval/top5", "eval/mean_per_class")
 """Metrics that the result table has and that tell nothing more as a curve."""
 
-LEVELS = ("tab:green", "tab:red", "tab:purple", "tab:brown", "0.35")
-"""Colours of horizontal lines."""
+COLOURS = dict(
+    zip(
+        (short for _, short in BASELINES.values()),
+        ("tab:green", "tab:red", "tab:brown", "tab:purple", "tab:olive", "tab:pink"),
+        strict=True,
+    )
+)
+"""Of the horizontal line of a baseline, the same in all panels."""
 
 Points = list[tuple[float, float]]
 
@@ -121,7 +126,8 @@ def draw(panel: Panel) -> Figure:
             linewidth=1.3,
             color=colour,
         )
-    for (label, value), colour in zip(panel.levels.items(), itertools.cycle(LEVELS)):
+    for label, value in panel.levels.items():
+        colour = COLOURS.get(label, "0.35")
         axis.axhline(value, label=label, color=colour, linewidth=1.2, linestyle="--")
     axis.set_title(panel.title, fontsize=11, parse_math=False)
     axis.set_ylim(*panel.limits)
