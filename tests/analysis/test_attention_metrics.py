@@ -157,6 +157,7 @@ def test_entropy_is_taken_before_the_mean() -> None:
     assert numbers(mean_map, grid(4)).entropy[0, 0] == pytest.approx(1.960591, abs=DIGITS)
 
 
+@pytest.mark.slow
 def test_layers_like_a_mims_and_like_a_supervised_networks() -> None:
     where = grid(7)
     supervised = family(7, (0.05, 0.06, 0.07, 0.08))
@@ -194,6 +195,7 @@ def regional(maps: np.ndarray, where: AttentionGeometry, mask: float = -100.0) -
     return log_softmax(maps + np.where(other, mask, 0.0))
 
 
+@pytest.mark.slow
 def test_shifted_windows_leave_other_regions_out() -> None:
     where = attention_geometry(plan_windows((8, 8), 4, shifted=True), 3.0)
     ignored = AttentionGeometry(where.coordinates, 3.0, windows=4)

@@ -12,6 +12,7 @@ NO, YES = jnp.asarray(False), jnp.asarray(True)
 COUNTS = [(196, 88, 78, 30), (64, 28, 26, 10), (144, 64, 58, 22), (256, 115, 102, 39), (49, 22, 19, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "masked", "thrown", "visible"), COUNTS)
 def test_counts_and_disjoint_parts(length: int, masked: int, thrown: int, visible: int) -> None:
     """T1, and the table of section 4."""
@@ -78,6 +79,7 @@ def test_golden_inclusion_probabilities() -> None:
     assert (np.diff(smooth) > -0.004).all()  # more attention, masked more often
 
 
+@pytest.mark.slow
 def test_first_two_of_six_are_those_of_sequential_draws() -> None:
     """T3: the table of 9.1, exact inclusion probabilities."""
     weights = jnp.asarray([0.5, 0.2, 0.15, 0.1, 0.05, 0.0])
@@ -96,6 +98,7 @@ def test_order_is_that_of_torch_for_the_same_exponential_noise() -> None:
     np.testing.assert_array_equal(ours, np.argsort(-weights / noise, axis=-1))
 
 
+@pytest.mark.slow
 def test_zero_weights_are_never_masked_while_others_are_left() -> None:
     """T4."""
     weights = jnp.where(jnp.arange(64) % 2 == 0, jnp.ones(64), 0.0)
@@ -199,6 +202,7 @@ def test_units() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_images_one_by_one() -> None:
     """One key per image."""
     keys = jax.random.split(jax.random.key(5), 6)

@@ -73,6 +73,7 @@ def test_blur_is_the_box_mean_in_expectation() -> None:
     assert np.abs(box).min() > 10 * spread.max()  # so that another mean would be seen
 
 
+@pytest.mark.slow
 def test_drawn_kernels() -> None:
     w = kernels(2000)
     assert w.shape == (2000, 3, 3, 7, 7) and w.dtype == np.float32
@@ -106,6 +107,7 @@ def test_grey_is_the_specs(dtype: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_grey_neutral_linear_and_drawn_weights() -> None:
     one, other = (photographs(1, 6, 6, seed)[0] for seed in (0, 1))
     for channel in range(3):

@@ -23,6 +23,7 @@ def test_counts_follow_mae() -> None:
     assert [num_kept(length, 0.75) for length in (196, 64, 144, 256, 49)] == [49, 16, 36, 64, 12]
 
 
+@pytest.mark.slow
 def test_random_mask_is_exact_uniform_and_per_key() -> None:
     keys = jax.random.split(jax.random.key(0), 4000)
     masks = np.asarray(jax.vmap(lambda key: random_mask(key, 20, 15))(keys))

@@ -93,6 +93,7 @@ def test_cutmix_box_is_the_rule(lam: float) -> None:
             assert abs(share - outside / (HEIGHT * WIDTH)) < 1.2e-7  # XLA multiplies by 1 / (H W): a last bit
 
 
+@pytest.mark.slow
 def test_cutmix_boxes_centre_uniformly() -> None:
     """At lam = 1 the box is empty and lies at its centre."""
     keys = jax.random.split(jax.random.key(2), 6000)

@@ -44,6 +44,7 @@ def test_worked_example() -> None:
     assert (np.asarray(content).sum(1) == 7).all() and (np.asarray(query).sum(1) == 7).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "context"), [(2, 1), (5, 4), (9, 3), (17, 5), (26, 1)])
 def test_every_row_sees_every_position_once(slots: int, context: int) -> None:
     keys = jax.random.split(jax.random.key(slots), 20)
@@ -126,6 +127,7 @@ def test_upper_limit() -> None:
     assert int(scored(rank, targets, 9).sum()) == 9 - 5 + 1
 
 
+@pytest.mark.slow
 def test_orders_are_permutations_that_differ_and_repeat() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
     orders = np.asarray(jax.vmap(lambda key: draw_order(key, 16))(keys))

@@ -86,6 +86,7 @@ def pillow(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.
     return np.asarray(results[name]()).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("name", r.OPS)
 def test_every_op_is_pillows(name: str, picture: str) -> None:
@@ -174,6 +175,7 @@ def test_what_is_drawn() -> None:
     assert np.abs(np.corrcoef(both) - np.eye(5)).max() < 4 / np.sqrt(count)
 
 
+@pytest.mark.slow
 def test_ops_come_one_after_the_other_where_applied() -> None:
     image = values(PICTURES["random"])
     first, skipped, last = (r.OPS.index(name) for name in ("Rotate", "Invert", "Equalize"))

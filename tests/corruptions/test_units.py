@@ -24,6 +24,7 @@ def test_counts_are_simmims() -> None:
     assert [num_units_masked((4, 4), 1, ratio) for ratio in (0.0, 1.0)] == [0, 16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "unit"), [((8, 12), 2), ((6, 3), 3), ((5, 7), 1), ((4, 4), 4)])
 def test_masks_are_whole_units_and_exactly_counted(grid: tuple[int, int], unit: int) -> None:
     keys = jax.random.split(jax.random.key(0), 64)
@@ -51,6 +52,7 @@ def test_units_are_uniform_and_differ_between_keys() -> None:
     assert len({mask.tobytes() for mask in masks[:200]}) > 190
 
 
+@pytest.mark.slow
 def test_sharding_changes_nothing() -> None:
     keys = jax.random.split(jax.random.key(2), 16)
     masks = jax.jit(jax.vmap(lambda key: unit_mask(key, (8, 8), 2, 0.6)))

@@ -41,6 +41,7 @@ def test_no_thread_outlives_a_break_a_close_or_an_abandoned_iterator():
     assert not threads_alive()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_ends():
     code = (
         "from mim_jax.data import InputSpec, Loader, open_source\n"

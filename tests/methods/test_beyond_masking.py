@@ -92,6 +92,7 @@ def test_plain_losses() -> None:
     assert compare("mask")["loss"] == pytest.approx(1.123536294481, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_zoom_in_losses() -> None:
     masked, whole = compare("zoom_in+mask"), compare("zoom_in")
     assert masked["centre"] == pytest.approx(1.107045173800, abs=1e-10)
@@ -105,6 +106,7 @@ def test_zoom_in_losses() -> None:
         assert max(abs(masked["centre"] - wrong[0]), abs(masked["edge"] - wrong[1])) > 3e-5
 
 
+@pytest.mark.slow
 def test_zoom_out_losses() -> None:
     """(left, top) -> loss; ours takes (top, left)."""
     for (left, top), expected in {(20, 41): 0.915910065748, (0, 0): 0.921325866700, (63, 63): 0.920947689765,

@@ -36,6 +36,7 @@ def probe(**more):
     return small_method("linear_probe", {**PROBE, **{k.replace("__", "."): v for k, v in more.items()}})
 
 
+@pytest.mark.slow
 def test_layer_ids_and_decay_of_the_official_lists() -> None:
     """MAE's fine-tuning lists, leaf by leaf: id, scale and decay."""
     case = listed("mae", "layer_decay")[0]
@@ -96,6 +97,7 @@ def _nested(name: str):
     return tree
 
 
+@pytest.mark.slow
 def test_golden_lars_steps() -> None:
     """docs/papers/amt.md 1.5 and every step of the fixture: matrices by trust ratio, vectors plain, the rate after the momentum."""
     method = probe()

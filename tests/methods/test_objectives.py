@@ -222,6 +222,7 @@ def test_decay_lists() -> None:
     assert expected == decays  # names and all
 
 
+@pytest.mark.slow
 def test_a_vocabulary_larger_than_the_images_is_one_sentence() -> None:
     from mim_jax.config.check import ConfigError
 

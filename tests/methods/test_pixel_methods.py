@@ -94,6 +94,7 @@ def test_no_leakage_and_per_image_masks(config: str) -> None:
         assert (moved[example, view["visible"][example]] > 0.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["mae", "simmim"])
 def test_constant_baseline_is_the_image_mean(config: str) -> None:
     method = small_method(config, {"method.norm_pix": False})

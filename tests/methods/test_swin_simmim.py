@@ -26,6 +26,7 @@ def params(method):
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), fresh)
 
 
+@pytest.mark.slow
 def test_counts_at_full_size() -> None:
     """192 px: 22 of 36 cells of 32 px, each of 8 x 8 patches (docs/papers/dark_secrets.md 1.4)."""
     method = small_method(

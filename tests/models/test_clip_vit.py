@@ -26,6 +26,7 @@ def shapes_of(config: ViTConfig):
     return jax.eval_shape(ViT(config).init, jax.random.key(0), patches)["params"]
 
 
+@pytest.mark.slow
 def test_last_hidden_state_equals_transformers() -> None:
     torch, transformers = oracle("torch"), oracle("transformers")
     theirs = shake(
@@ -49,6 +50,7 @@ def test_last_hidden_state_equals_transformers() -> None:
     np.testing.assert_allclose(normed[:, 0], out.pooler_output.numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_attention_row_goes_through_the_norm_too() -> None:
     random = np.random.default_rng(0)
     patches = random.standard_normal((2, CLIP.num_patches, 192), np.float32)

@@ -140,6 +140,7 @@ def test_labels_of_the_geometry_name_padding() -> None:
     assert len(np.unique(SMALL.geometry[0].regions)) == 2  # unshifted: real or padding
 
 
+@pytest.mark.slow
 def test_the_length_of_queries_and_keys_does_not_matter() -> None:
     params = noisy(ONE_STAGE)
     longer = jax.tree.map(lambda leaf: leaf, params)
@@ -203,6 +204,7 @@ def test_the_mask_of_a_shifted_window_is_finite() -> None:
     np.testing.assert_allclose(shifted, np.broadcast_to(expected[:, None], shifted.shape), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_blocks_whose_norms_are_zero_do_nothing() -> None:
     params = noisy(SMALL)
     for index in range(SMALL.depth):

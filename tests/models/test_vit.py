@@ -173,6 +173,7 @@ def test_drop_path_rates_are_linear() -> None:
     assert rates[0] == 0 and rates[1] == pytest.approx(0.00909, abs=1e-5) and rates[-1] == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_resizing_positions() -> None:
     table = jax.random.normal(jax.random.key(0), (1, 17, 8))
     assert resize_positions(table, (4, 4), (4, 4)) is table

@@ -73,6 +73,7 @@ def test_joint_is_maes_rule() -> None:
     np.testing.assert_allclose(out, (values - mean) / np.sqrt(var + 1e-6), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_none_and_dtypes() -> None:
     values = jnp.asarray(patches(), jnp.float32)
     np.testing.assert_array_equal(normalise_patches(values, "none"), values)

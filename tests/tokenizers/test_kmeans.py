@@ -29,6 +29,7 @@ def test_a_lloyd_step_equals_scikit_learns() -> None:
     np.testing.assert_allclose(ours, oracle.cluster_centers_, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_is_as_good_as_scikit_learns_and_repeats() -> None:
     points = blobs()
     ours = np.asarray(fit_kmeans(points, 12))
@@ -37,12 +38,14 @@ def test_fit_is_as_good_as_scikit_learns_and_repeats() -> None:
     assert np.abs(ours - np.asarray(fit_kmeans(points, 12, seed=1))).max() > 0
 
 
+@pytest.mark.slow
 def test_no_dead_codes_even_from_a_bad_start() -> None:
     points = blobs(2000, 40)
     ids = np.asarray(nearest_centroid(jnp.asarray(points), fit_kmeans(points, 64)))
     assert len(np.unique(ids)) == 64
 
 
+@pytest.mark.slow
 def test_padding_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     points = blobs(997)
     whole = np.asarray(fit_kmeans(points, 8))

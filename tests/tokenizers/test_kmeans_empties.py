@@ -40,6 +40,7 @@ def test_a_centroid_at_zero_moves_and_equal_points_do_not() -> None:
     )  # float32 cannot tell halves apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lloyd", "minibatch"])
 @pytest.mark.parametrize("iterations", [0, 8])
 def test_no_code_is_dead_even_from_a_bad_start(mode: str, iterations: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mim_jax.tokenizers.kmeans_options import KMeansOptions
 from mim_jax.tokenizers.streaming import fit_streaming
@@ -30,6 +31,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_equal_one(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(900, 6)).astype(np.float32)
     np.save(tmp_path / "points.npy", points)

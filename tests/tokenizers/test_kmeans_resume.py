@@ -39,6 +39,7 @@ def options(mode: str, **more) -> KMeansOptions:
     return KMeansOptions(24, 3, 2, mode=mode, max_points_per_centroid=20, rows=256, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "inside"), [("lloyd", False), ("lloyd", True), ("minibatch", False)], ids=str
 )

@@ -42,6 +42,7 @@ def fit(points: np.ndarray, options: KMeansOptions = OPTIONS, **more) -> tuple[F
     return fit_streaming(source(points), options, report=passes.append, **more), passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_as_scikit_learn_from_the_same_start(seed: int) -> None:
     points = blobs()
@@ -72,6 +73,7 @@ def test_eight_devices_equal_one() -> None:
     np.testing.assert_array_equal(*(assign(points, end.centroids) for end in ends))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lloyd", "minibatch"])
 def test_chunks_of_any_size_and_type_are_the_points_in_memory(mode: str) -> None:
     points = blobs().astype(np.float16)
@@ -122,6 +124,7 @@ def test_a_minibatch_moves_by_the_counts_seen() -> None:
     np.testing.assert_array_equal(done.counts, total)
 
 
+@pytest.mark.slow
 def test_minibatches_come_close_to_full_passes() -> None:
     points = blobs(spread=5)  # apart, so that both find them from the same start
     options = KMeansOptions(

@@ -89,6 +89,7 @@ def test_nothing_saved_is_none_and_makes_no_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
     state = _place(_state(7), _mesh(8), sharded=True)

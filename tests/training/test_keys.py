@@ -15,6 +15,7 @@ def words(seed: int = 0, purpose: Purpose = Purpose.CORRUPT, draw=(0, 0, 1, 1), 
     return [tuple(row) for row in np.asarray(jax.random.key_data(keys)).tolist()]
 
 
+@pytest.mark.slow
 def test_every_argument_matters_and_nothing_else() -> None:
     assert len(set(words())) == 4  # draw and index
     assert words() == words()

@@ -43,6 +43,7 @@ def page_of(tmp_path: Path, records: list[dict[str, Any]], **more: Any) -> str:
     return (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", [MAPET, ZOOM, CLASSIFIER])
 def test_no_raw_key_is_shown(final: dict[str, float], tmp_path: Path) -> None:
     """Neither in the page, nor in the console's table and line."""
@@ -65,6 +66,7 @@ def test_every_baseline_stands_below_its_term() -> None:
     assert rows[1:3] == ["held-out top-1 accuracy", "always the commonest class"]
 
 
+@pytest.mark.slow
 def test_a_column_without_numbers_is_left_out(tmp_path: Path) -> None:
     """A run whose step 0 was not evaluated has nothing to say of it."""
     records = [record for record in records_of(ZOOM) if record["step"]]
