@@ -97,6 +97,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "features" in out and "4/4" in out and out.count("\n") == 0
 
 
+@pytest.mark.slow
 def test_kmeans_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -12,6 +14,7 @@ def attack(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=900)
 
 
+@pytest.mark.slow
 def test_what_the_harness_calls_each() -> None:
     """A hang, a traceback, an executed pickle must be seen as such, or the table says nothing."""
     done = attack("--file=misjudged", "--verbose", "--bare")

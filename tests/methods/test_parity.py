@@ -229,6 +229,7 @@ def same_reconstruction(case: Case, ran: Run, prefix: str, side: int, first: int
     )
 
 
+@pytest.mark.slow
 def test_simmim_on_swin(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 1, which no configuration names: the method is built on the fixture's encoder."""
     case = Case("simmim_swin_public", from_swin, precision)

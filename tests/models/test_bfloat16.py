@@ -109,6 +109,7 @@ def shaken(method: Method):
     return jax.tree.map(lambda p: p + rng.normal(scale=0.1, size=p.shape).astype(np.float32), ones)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_no_sum_and_no_large_product_in_the_wrong_precision(name: str) -> None:
     """In the program of the gradient, before any compiler: as lowered for TPUs, GPUs and CPUs alike.
@@ -156,6 +157,7 @@ def test_gradients_agree_with_those_in_float32(name: str) -> None:
         assert error < (BOUND_OF_LOGITS if parameter.endswith(ADDED_TO_LOGITS) else BOUND), parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_are_reduced_in_float32(name: str) -> None:
     """What is reduced over devices is what the products and sums over examples give: float32, not a bfloat16 made float32."""

@@ -67,6 +67,7 @@ def test_mae_whole_image_features(mae: Case) -> None:
     mae.close(jax.jit(Classifier(MAE_CONFIG, 32).apply)({"params": params}, patches), "full/gap64")
 
 
+@pytest.mark.slow
 def test_transformers_vit_mae() -> None:
     torch, transformers = oracle("torch"), oracle("transformers")
     config = transformers.ViTMAEConfig(

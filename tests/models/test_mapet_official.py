@@ -100,6 +100,7 @@ def test_content_stream_without_mask_is_a_plain_vit(case: Case) -> None:
     close(both[0], both[1], case.values)
 
 
+@pytest.mark.slow
 def test_jacobian_of_the_first_example(case: Case) -> None:
     """No leakage, exactly: d sum(logits^2) of a target by the pixels of every patch."""
 
@@ -135,6 +136,7 @@ def test_context_order_does_not_matter_and_the_last_target_is_seen_by_nobody(cas
             assert differs.all() if expect_change else not differs.any()
 
 
+@pytest.mark.slow
 def test_depth_one_last_query_is_mim_with_one_patch_masked() -> None:
     with jax.enable_x64(True):
         case = Case("float64")

@@ -70,6 +70,7 @@ def dalle_state(hidden: int = 16, vocabulary: int = 32) -> dict[str, np.ndarray]
     return filled(shapes)
 
 
+@pytest.mark.slow
 def test_vqkd_by_its_official_names(tmp_path) -> None:
     state = vqkd_state()
     write_weights(tmp_path / "vqkd.safetensors", state)
@@ -85,6 +86,7 @@ def test_vqkd_by_its_official_names(tmp_path) -> None:
     assert len(np.unique(expected)) > 3 and tokenizer_flops(tokenizer) > 1e6
 
 
+@pytest.mark.slow
 def test_dalle_by_its_official_names(tmp_path) -> None:
     state = dalle_state()
     write_weights(tmp_path / "dalle.safetensors", state)
@@ -97,6 +99,7 @@ def test_dalle_by_its_official_names(tmp_path) -> None:
     np.testing.assert_array_equal(jax.jit(tokenizer.ids)(tokenizer.params, images), expected)
 
 
+@pytest.mark.slow
 def test_a_kmeans_file_holds_its_teacher(tmp_path) -> None:
     state = {
         name.removeprefix("encoder."): value

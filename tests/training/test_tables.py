@@ -57,6 +57,7 @@ def made(source, overrides=None, devices: int = 1):
     return method, tables, create_state(method, optimiser, tables.initial(), ema=False, mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("bank", ["host", "device"])
 def test_a_refresh_has_a_row_for_every_image(source, bank: str, devices: int) -> None:

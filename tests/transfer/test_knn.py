@@ -25,6 +25,7 @@ def parts(pair, size: int):
     return [(pair[0][i : i + size], pair[1][i : i + size]) for i in range(0, len(pair[1]), size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 64, 400])
 def test_accuracy_equals_scikit_learns_however_the_neighbours_come(
     size: int, monkeypatch: pytest.MonkeyPatch
