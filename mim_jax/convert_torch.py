@@ -21,7 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from mim_jax.config.errors import print_error
-from mim_jax.interop.files import WeightsError, existing, plain, write_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import existing, plain, write_weights
 from mim_jax.interop.torchscript import is_torchscript, read_torchscript
 from mim_jax.storage import StorageError, local, located
 
@@ -73,7 +74,10 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> s
     else:
         torch = _torch()
         found, where = _state_dict(_read(torch, file), key, torch, file)
-        found = {str(name): _array(torch, value) for name, value in found.items()}
+        try:
+            found = {str(name): _array(torch, value) for name, value in found.items()}
+        except WeightsError as error:
+            raise WeightsError(f"{file} {error}") from error
     state = {name: plain(value) for name, value in found.items() if _is_number(value)}
     others = len(found) - len(state)
     if not state:
@@ -122,9 +126,7 @@ def _read(torch: Any, file: Path) -> Any:
 def _refusal(file: Path, error: Exception) -> str:
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     if wanted is None:
-        return (
-            f"{file} is damaged or no PyTorch file that can be read without running it ({_first_line(error)})"
-        )
+        return f"{file} is damaged, or no PyTorch file that can be read without running it: copy or download it again"
     name = wanted[1]
     if name.startswith("dall_e"):
         return (
@@ -135,11 +137,6 @@ def _refusal(file: Path, error: Exception) -> str:
         f"{file} wants to create {name} while it is read, which could run any program: it is not read; have whoever made "
         "it save a plain state_dict()"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """The first sentence of torch's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].removesuffix(".")
 
 
 def _state_dict(loaded: Any, key: str | None, torch: Any, file: Path) -> tuple[Mapping[str, Any], str]:
@@ -160,6 +157,8 @@ def _state_dict(loaded: Any, key: str | None, torch: Any, file: Path) -> tuple[M
             f"{file} has weights in {', '.join(able)}"
             + (f", and not in {key!r}" if key else ": name one with --key")
         )
+    if key is not None and key not in entries:
+        raise WeightsError(f"{file} has no entry {key!r}: leave --key out, or name another")
     raise WeightsError(f"{file} holds no weights (a {type(loaded).__name__} without tensors)")
 
 
@@ -167,6 +166,13 @@ def _array(torch: Any, value: Any) -> np.ndarray | None:
     """A tensor as numpy; None for anything else."""
     if not torch.is_tensor(value) or value.is_quantized:
         return None
+    if (
+        value.layout == torch.strided
+        and value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    ):
+        raise WeightsError(
+            f"holds a tensor {list(value.shape)} that repeats the {value.untyped_storage().nbytes()} bytes it has: no weights do"
+        )
     value = value.detach().cpu().to_dense() if value.layout != torch.strided else value.detach().cpu()
     known = (torch.float16, torch.float32, torch.float64)
     if value.is_floating_point() and value.dtype not in known:

@@ -105,9 +105,9 @@ Shape = Callable[[Any, str], Any]
 """Takes a value of JSON and what an error calls it; gives it back. Raises Unreadable."""
 
 
-def read_json(path: str | os.PathLike[str], shape: Shape, limit: int = LIMIT) -> Any:
-    """What a file of JSON says, of that shape. Raises Unreadable."""
-    return parse_json(read_bytes(path, limit), shape)
+def read_json(path: str | os.PathLike[str], shape: Shape, limit: int = LIMIT, *, finite: bool = True) -> Any:
+    """What a file of JSON says, of that shape. finite: as of `parse_json`. Raises Unreadable."""
+    return parse_json(read_bytes(path, limit), shape, finite=finite)
 
 
 def parse_json(content: bytes | str, shape: Shape, *, finite: bool = True) -> Any:

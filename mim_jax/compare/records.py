@@ -11,6 +11,7 @@ from typing import Any
 from mim_jax.compare.protocol import WALL_SECONDS
 from mim_jax.compare.stages import Stage
 from mim_jax.config.check import ConfigError
+from mim_jax.reading import Shape, Unreadable, mapping, number, read_json, record, text, whole
 from mim_jax.storage import make_folder, write_json
 from mim_jax.training.watching.log import read_metrics
 from mim_jax.training.watching.sessions import read_sessions
@@ -41,13 +42,27 @@ class Record:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+_RECORD = record(
+    {"stage": text(), "status": text(), "command": text(), "config": mapping(), "log": text()},
+    {
+        "pid": lambda value, name: None if value is None else whole(1, 2**31)(value, name),
+        "reason": text(),
+        "seconds": number(0.0),
+        "finished": text(),
+        "values": mapping(number()),
+        "versions": mapping(text()),
+    },
+)
+_EPOCHS = record({}, {"schedule": record({}, {"epochs": number(0.0)})})
+
+
 class Records:
     """The results of a comparison by the keys of its stages."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         make_folder(folder)
-        self._known = {path.stem: Record(**json.loads(path.read_text())) for path in folder.glob("*.json")}
+        self._known = {path.stem: _record(path) for path in sorted(folder.glob("*.json"))}
 
     def get(self, key: str) -> Record | None:
         return self._known.get(key)
@@ -105,10 +120,14 @@ def end_of(stage: Stage) -> dict[str, Any]:
         values[SPEED] = statistics.median(speeds)
     if sessions := read_sessions(stage.workdir):
         values[WALL_SECONDS] = sum(session["seconds"] for session in sessions)
-    config = _read(stage.workdir / "config.json")
+    config = _read(stage.workdir / "config.json", _EPOCHS)
     if epochs := config.get("schedule", {}).get("epochs"):
         values[EPOCHS] = epochs
-    return {"values": values, "versions": _read(stage.workdir / "versions.json"), "finished": now()}
+    return {
+        "values": values,
+        "versions": _read(stage.workdir / "versions.json", mapping(text())),
+        "finished": now(),
+    }
 
 
 def now() -> str:
@@ -116,8 +135,28 @@ def now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+def _read(path: Path, shape: Shape) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        found = read_json(path, shape)
+    except Unreadable as error:
+        if not error.absent:
+            raise ConfigError(f"{path} is damaged ({error}): restore it, or train anew") from error
+    return found
+
+
+def _record(path: Path) -> Record:
+    try:
+        found = read_json(path, _RECORD, finite=False)  # a metric may have been NaN
+        if unknown := sorted({*found} - {field.name for field in dataclasses.fields(Record)}):
+            raise Unreadable(f"it has the unknown key {unknown[0]!r}")
+        if found["status"] not in (RUNNING, DONE, FAILED):
+            raise Unreadable(f"status is {found['status']!r}, not {RUNNING}, {DONE} or {FAILED}")
+    except Unreadable as error:
+        raise ConfigError(
+            f"the result {path} is damaged ({error}): restore it, or move it away to run that stage again"
+        ) from error
+    return Record(**found)
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from etils import epath
 
 from mim_jax.reading import Unreadable, check_file
+from mim_jax.storage import is_bucket
 
 Array = npt.NDArray[Any]
 
@@ -70,17 +72,21 @@ def read_header(stream: IO[bytes]) -> Header:
 
 
 def open_npy(path: str | os.PathLike[str]) -> Array:
-    """An .npy file of this machine, mapped into memory. Raises Unreadable."""
+    """An .npy file: mapped into memory where it lies on a disk, read into memory from a bucket. Raises Unreadable."""
     size = check_file(path)
     try:
-        with open(path, "rb") as stream:
+        with epath.Path(path).open("rb") as stream:
             header = read_header(stream)
-        if header.start + header.size != size:
-            raise Unreadable(f"it claims {header.dtype} {list(header.shape)} and has {size} bytes")
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False) if header.size else np.load(path)
+            if header.start + header.size != size:
+                raise Unreadable(f"it claims {header.dtype} {list(header.shape)} and has {size} bytes")
+            if is_bucket(path) or not header.size:  # nothing cannot be mapped
+                stream.seek(0)
+                whole: Array = np.lib.format.read_array(stream, allow_pickle=False)
+                return whole
+        mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise Unreadable(f"it cannot be read: {error.strerror or error}") from error
-    return array
+    return mapped
 
 
 class Archive:

@@ -2,7 +2,6 @@
 header.json."""
 
 import hashlib
-import io
 import json
 import os
 from bisect import bisect_right
@@ -14,7 +13,9 @@ import numpy.typing as npt
 from etils.epath import Path
 
 from mim_jax.data.errors import DataError
-from mim_jax.storage import is_bucket, located
+from mim_jax.data.npy import open_npy
+from mim_jax.reading import Unreadable, anything, check_file, listed, mapping, read_json, record, text, whole
+from mim_jax.storage import located
 
 HEADER = "header.json"
 # What a header must say; `shards` (file to rows and sha256), `dtype` and `tokens` (L) are added by `tokens_writer`.
@@ -28,6 +29,32 @@ FIELDS = (
     "source",
     "length",
     "source_fingerprint",
+)
+
+ROWS_AT_ONCE = 2**16
+"""Whose ids are compared with the vocabulary: a shard may be larger than memory."""
+_NPY_HEAD = 4096
+"""Bytes at most that an .npy file has before its values."""
+_SHAPE = record(
+    {
+        "shards": mapping(record({"rows": whole(1, 2**40), "sha256": text(64)})),
+        "tokens": whole(1, 2**24),
+        "vocabulary": whole(1, 2**31 - 1),
+        "length": whole(1, 2**40),
+        "grid": listed(whole(1, 2**12), shortest=2, longest=2),
+        **{
+            field: text()
+            for field in (
+                "dtype",
+                "tokenizer",
+                "tokenizer_fingerprint",
+                "view",
+                "source",
+                "source_fingerprint",
+            )
+        },
+        "size": anything,
+    }
 )
 
 
@@ -45,8 +72,8 @@ class TokenCache:
     def open(
         cls, path: str | os.PathLike[str], *, expect: Mapping[str, object], verify: bool = True
     ) -> "TokenCache":
-        """Opens a cache for a run that expects these header fields. `verify` reads every shard once and
-        compares its checksum.
+        """Opens a cache for a run that expects these header fields. `verify` reads every shard once,
+        compares its checksum, and looks for ids outside the vocabulary.
 
         Raises DataError: a missing cache, the first header field that differs, a shard that is missing or not
         what was written.
@@ -69,6 +96,11 @@ class TokenCache:
             _open_shard(folder / _plain_name(name, folder), facts, header, verify)
             for name, facts in sorted(header["shards"].items())
         ]
+        first = 0
+        for name, shard in zip(sorted(header["shards"]), shards, strict=True):
+            if verify:
+                _check_ids(folder / name, shard, first, header["vocabulary"])
+            first += len(shard)
         return cls(folder, header, shards)
 
     def __len__(self) -> int:
@@ -92,20 +124,25 @@ class TokenCache:
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
-    if not (folder / HEADER).is_file():
+    if not (folder / HEADER).exists():
         what = "has no header.json" if folder.is_dir() else "does not exist"
         raise DataError(
             f"The token cache {folder} {what}: make one with python -m mim_jax.tokenize, or correct "
             "method.tokens."
         )
     try:
-        header = json.loads((folder / HEADER).read_text())
-    except ValueError as error:
+        header: dict[str, Any] = read_json(folder / HEADER, _SHAPE)
+        total = sum(facts["rows"] for facts in header["shards"].values())
+        if not header["shards"]:
+            raise Unreadable("it lists no shards")
+        if total != header["length"]:
+            raise Unreadable(f"its shards have {total} rows, and its length is {header['length']}")
+        if header["grid"][0] * header["grid"][1] != header["tokens"]:
+            raise Unreadable(f"its rows have {header['tokens']} ids, and its grid is {header['grid']}")
+    except Unreadable as error:
         raise DataError(
-            f"The header {folder / HEADER} is not JSON ({error}): make the token cache again."
+            f"The header {folder / HEADER} is damaged ({error}): make the token cache again."
         ) from error
-    if not isinstance(header, dict) or not isinstance(header.get("shards"), dict) or not header["shards"]:
-        raise DataError(f"The header {folder / HEADER} lists no shards: make the token cache again.")
     return header
 
 
@@ -123,32 +160,43 @@ def _plain_name(name: str, folder: Path) -> str:
     return name
 
 
-def load_ids(path: Path) -> npt.NDArray[Any]:
-    """The ids of a shard, memory-mapped where it lies on a disk, read into memory from a bucket."""
-    ids: npt.NDArray[Any]
-    if is_bucket(path):
-        ids = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    else:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    return ids
+def _check_ids(path: Path, shard: npt.NDArray[Any], first: int, vocabulary: int) -> None:
+    """Raises DataError naming the first id that the vocabulary does not have; `first`: example of the shard's first row."""
+    for start in range(0, len(shard), ROWS_AT_ONCE):
+        part = shard[start : start + ROWS_AT_ONCE]
+        wrong = (part < 0) | (part >= vocabulary)
+        if wrong.any():
+            row, place = (int(found[0]) for found in np.nonzero(wrong))
+            raise DataError(
+                f"The token file {path} holds the id {part[row, place]} in row {start + row} (example {first + start + row}, token"
+                f" {place}), but the vocabulary has ids 0 to {vocabulary - 1}: make the token cache again."
+            )
 
 
 def _open_shard(
     path: Path, facts: Mapping[str, Any], header: Mapping[str, Any], verify: bool
 ) -> npt.NDArray[Any]:
-    if not path.is_file():
+    try:
+        check_file(
+            path, facts["rows"] * header["tokens"] * 4 + _NPY_HEAD
+        )  # before it is read for its checksum
+    except Unreadable as error:
+        if not error.absent:
+            raise DataError(
+                f"The token file {path} cannot be read ({error}): copy it again, or make the token cache again."
+            ) from error
         raise DataError(
             f"The token file {path} is missing, though its header lists it: copy it again, or make the token "
             "cache again."
-        )
+        ) from error
     if verify and sha256_of(path) != facts.get("sha256"):
         raise DataError(
             f"The token file {path} is not what was written (its checksum differs): copy it again, or make "
             "the token cache again."
         )
     try:
-        shard = load_ids(path)
-    except (ValueError, OSError, EOFError) as error:
+        shard = open_npy(path)
+    except Unreadable as error:
         raise DataError(
             f"The token file {path} cannot be read ({error}): copy it again, or make the token cache again."
         ) from error
@@ -156,6 +204,7 @@ def _open_shard(
         shard.ndim != 2
         or shard.shape != (facts.get("rows"), header.get("tokens"))
         or shard.dtype.name not in ("int16", "int32")
+        or shard.dtype.name != header["dtype"]
     ):
         raise DataError(
             f"The token file {path} holds {shard.dtype} {list(shard.shape)}, not what its header says: make "

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from etils.epath import Path
 
 from mim_jax.data.errors import DataError
-from mim_jax.data.tokens_cache import FIELDS, HEADER, load_ids, plain, sha256_of
+from mim_jax.data.npy import open_npy
+from mim_jax.data.tokens_cache import FIELDS, HEADER, plain, sha256_of
 from mim_jax.reading import Unreadable, mapping, read_json
 from mim_jax.storage import is_bucket, located, make_folder, remove_leftovers, whole_file, write_json
 
@@ -84,7 +85,13 @@ class TokenWriter:
 
     def shard(self, shard: int) -> npt.NDArray[Any]:
         """A shard that is written, memory-mapped where it lies on a disk."""
-        return load_ids(self._file(shard))
+        path = self._file(shard)
+        try:
+            return open_npy(path)
+        except Unreadable as error:
+            raise DataError(
+                f"The token file {path} cannot be read ({error}): remove it and start the command again."
+            ) from error
 
     def finish(self) -> None:
         """Writes the header and gives the cache its name. Raises DataError where a shard is missing or of another width."""

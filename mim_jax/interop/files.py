@@ -1,7 +1,8 @@
 """Weights as files: safetensors in and out, and the check that a tree fits a network. Weights are data: no pickle is opened."""
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 
 import ml_dtypes  # Gives numpy the name bfloat16, by which safetensors asks for it.
 import numpy as np
@@ -10,17 +11,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mim_jax.data.errors import DataError
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.sound import refuse_unsound, some
 from mim_jax.models.vit import Params
+from mim_jax.reading import Unreadable, check_file
 from mim_jax.storage import StorageError, copied_here, located, whole_file_by_name
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
-SHOWN = 3
-"""Parameters of a kind that an error names."""
-
-
-class WeightsError(DataError):
-    """Weights that cannot be used; the message is one sentence for the user."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -40,12 +37,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with copied_here(file) as here, safe_open(here, framework="np") as opened:
             return {name: plain(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError, OverflowError, ValueError) as error:
+        raise WeightsError(f"{file} is damaged or no safetensors file: copy or convert it again") from error
+    except (AttributeError, TypeError) as error:  # numpy has no such type
+        kind = re.search(r"float\w+|int\w+|complex\w+", str(error))
         raise WeightsError(
-            f"{file} is damaged or no safetensors file ({error}): copy or convert it again"
+            f"{file} holds tensors of a type that cannot be read here{f' ({kind[0]})' if kind else ''}: convert them to float32"
         ) from error
-    except (AttributeError, TypeError) as error:
-        raise WeightsError(f"{file} holds tensors of a type that cannot be read here ({error})") from error
 
 
 def write_weights(
@@ -83,9 +81,6 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
     expected, given = flatten_dict(shapes, sep="/"), flatten_dict(tree, sep="/")
     both = [name for name in expected if name in given]
     reshaped = [name for name in both if np.shape(given[name]) != tuple(expected[name].shape)]
-    cast = {
-        name: np.asarray(given[name], expected[name].dtype) for name in both if name not in reshaped
-    }  # fmt: skip
     faults = {
         "missing": [name for name in expected if name not in given],
         "without a place": [name for name in given if name not in expected],
@@ -93,11 +88,12 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
             f"{name} {list(np.shape(given[name]))} where {list(expected[name].shape)} is expected"
             for name in reshaped
         ],
-        "not finite": [name for name, value in cast.items() if not np.isfinite(value).all()],
     }
-    told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
+    told = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
     if told:
         raise WeightsError(f"the weights of {what} do not fit this network: {'; '.join(told)}")
+    refuse_unsound({name: given[name] for name in both}, what)
+    cast = {name: np.asarray(given[name], expected[name].dtype) for name in both}
     tree = unflatten_dict(cast, sep="/")
     return tree
 
@@ -105,20 +101,16 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
 def existing(path: str | os.PathLike[str]) -> Path:
     """The file named, or a WeightsError that says what is there instead."""
     file = located(path, "the file of weights")
-    if file.is_dir():
-        raise WeightsError(f"{file} is a folder: name the file of weights in it")
-    if not file.is_file():
-        raise WeightsError(f"there is no file {file}")
+    try:
+        check_file(file)
+    except Unreadable as error:
+        if file.is_dir():
+            raise WeightsError(f"{file} is a folder: name the file of weights in it") from error
+        reason = f"there is no file {file}" if error.absent else f"{file} cannot be used ({error})"
+        raise WeightsError(f"{reason}: name a file of weights") from error
     return file
 
 
 def plain(tensor: np.ndarray) -> np.ndarray:
     """bfloat16 as float32, which holds it exactly; any other type as it is."""
     return tensor.astype(np.float32) if tensor.dtype == ml_dtypes.bfloat16 else tensor
-
-
-def _some(names: Iterable[str]) -> str:
-    """'a, b, c and 12 more are'."""
-    listed = list(names)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return f"{', '.join(listed[:SHOWN])}{more} {'is' if len(listed) == 1 else 'are'}"

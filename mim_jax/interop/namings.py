@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mim_jax.interop.files import WeightsError
+from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.official import Renames
 
 Flat = dict[str, np.ndarray]
@@ -189,9 +189,12 @@ def translate(state: Mapping[str, np.ndarray], naming: Naming, prefix: str) -> t
     """The encoder's tensors by timm's names, and the names that are left out."""
     flat: Flat = {}
     left_out = []
+    blocks: set[int] = set()
     for key, value in state.items():
         inside = key.startswith(prefix)
         name = key.removeprefix(prefix)
+        if inside and (block := re.fullmatch(rf"{naming.blocks}\.([^.]*)\..*", name)):
+            blocks.add(_number(block.groups()[-1], key))
         # Hugging Face's BeitForMaskedImageModeling has the final norm beside the encoder.
         beside = key.startswith("layernorm.") and f"{prefix}{key}" not in state
         renamed = naming.rename(name) if inside or beside else None
@@ -201,4 +204,15 @@ def translate(state: Mapping[str, np.ndarray], naming: Naming, prefix: str) -> t
             raise WeightsError(f"these weights have {key}, a part that the ViT here does not have")
         elif not re.fullmatch(BUFFERS, name):
             left_out.append(key)
+    if absent := sorted(set(range(max(blocks, default=-1) + 1)) - blocks):
+        raise WeightsError(f"these weights have a block {max(blocks)}, but no block {absent[0]}")
     return flat, left_out
+
+
+def _number(written: str, key: str) -> int:
+    """The number of a block: 0 to 99, in ASCII digits, without leading zeros."""
+    if not re.fullmatch(r"[1-9]?[0-9]", written):
+        raise WeightsError(
+            f"these weights have {key[:80]!r}, but {written[:20]!r} is no number of a block: blocks are 0, 1, 2, ... up to 99"
+        )
+    return int(written)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mim_jax.interop.files import WeightsError
+from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.official import Renames, nest
 from mim_jax.interop.vit import encoder_from
 from mim_jax.models.vit import Params

@@ -4,18 +4,18 @@ torch.jit.load runs what a module defines as __setstate__, and TorchScript can w
 with a table of what it may name: tensors become arrays, modules become bags of attributes, and anything else is refused.
 """
 
+import math
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from mim_jax.interop.files import WeightsError
+from mim_jax.interop.errors import WeightsError
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -29,6 +29,16 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+UNFOLDED = 16
+"""Times that an archive may be larger than its file."""
+PICKLED = 64 << 20
+"""Bytes of the archive's pickle: names and shapes."""
+MOST_TENSORS = 100_000
+MOST_COPIES = 4
+"""Times that the values of an archive may be in its tensors: they may share storages."""
+DEEPEST = 64
+"""Modules inside each other."""
 
 
 class _Module:
@@ -45,7 +55,7 @@ def is_torchscript(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 
 
@@ -58,15 +68,24 @@ def read_torchscript(file: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             data = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+            _check_sizes(archive, file)
             with archive.open(data) as stream:
                 root = _Reader(stream, archive, data.removesuffix(".pkl")).load()
-            return dict(_tensors(root, ""))
+            return _tensors(root)
     except WeightsError as error:
         raise WeightsError(f"{file} {error}") from error
     except Exception as error:  # the pickle machine raises nearly anything on damaged bytes
-        raise WeightsError(
-            f"{file} is a damaged TorchScript archive ({type(error).__name__}: {error})"
-        ) from error
+        raise WeightsError(f"{file} is a damaged TorchScript archive: download it again") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, file: Path) -> None:
+    """Raises WeightsError where the archive unfolds to more than weights would: torch does not compress them."""
+    total = sum(info.file_size for info in archive.infolist())
+    if total > UNFOLDED * file.stat().st_size:
+        raise WeightsError(f"has {file.stat().st_size} bytes that unfold to {total}, which are no weights")
+    pickled = max(info.file_size for info in archive.infolist() if info.filename.endswith(".pkl"))
+    if pickled > PICKLED:
+        raise WeightsError(f"has a description of {pickled} bytes, more than {PICKLED}")
 
 
 class _Reader(pickle.Unpickler):
@@ -75,12 +94,14 @@ class _Reader(pickle.Unpickler):
     def __init__(self, stream: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(stream)
         self._archive, self._folder = archive, folder
+        self._storages: dict[tuple[str, str], np.ndarray] = {}
+        self._left = MOST_COPIES * sum(info.file_size for info in archive.infolist())
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _strided
+            return self._tensor
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _STORAGES:
@@ -92,28 +113,60 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: ("storage", type, name of its file, device, number of values)."""
         _, dtype, key, _, values = pid
-        storage: np.ndarray = np.frombuffer(self._archive.read(f"{self._folder}/{key}"), dtype)
-        if len(storage) < values:
-            raise ValueError(f"storage {key} is too short")
-        return storage[:values]
+        if not isinstance(dtype, np.dtype) or not isinstance(values, int) or not re.fullmatch(r"\w+", key):
+            raise WeightsError("has a storage that is described in another way")
+        held = self._storages.get((key, dtype.str))
+        if held is None:
+            held = np.frombuffer(self._archive.read(f"{self._folder}/{key}"), dtype)
+            self._storages[key, dtype.str] = held
+        if not 0 <= values <= len(held):
+            raise WeightsError(f"claims {values} values in a storage that has {len(held)}")
+        return held[:values]
+
+    def _tensor(
+        self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> np.ndarray:
+        made = _strided(storage, offset, size, stride)
+        self._left -= made.nbytes
+        if self._left < 0:
+            raise WeightsError("has tensors that share their values so often that they are no weights")
+        return made.copy()
 
 
-def _strided(
-    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> np.ndarray:
-    """A tensor of its own from a part of a storage; a part outside of it is an error."""
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
-        raise ValueError("a tensor lies outside its storage")
+def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+    """A view of a part of a storage; a part outside of it, or larger than it, is an error."""
+    if len(size) != len(stride) or len(size) > 32:
+        raise WeightsError("has a tensor of other strides than axes")
+    if not all(isinstance(number, int) and number >= 0 for number in (offset, *size, *stride)):
+        raise WeightsError("has a tensor whose shape is none")
     if 0 in size:
-        return np.zeros(size, storage.dtype)
+        return np.zeros(tuple(min(length, 1) for length in size), storage.dtype).reshape(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    count = math.prod(size)
+    if last >= len(storage) or count > len(storage):
+        raise WeightsError(
+            f"has a tensor {list(size)} that lies outside its storage of {len(storage)} values"
+        )
     steps = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    if isinstance(value, np.ndarray):
-        yield name, value
-    elif isinstance(value, _Module):
-        for attribute, inner in value.attributes.items():
-            yield from _tensors(inner, f"{name}.{attribute}" if name else attribute)
+def _tensors(root: Any) -> dict[str, np.ndarray]:
+    """By dotted names."""
+    found: dict[str, np.ndarray] = {}
+    seen = 0
+    waiting: list[tuple[Any, str, int]] = [(root, "", 0)]
+    while waiting:
+        value, name, depth = waiting.pop()
+        seen += 1
+        if seen > MOST_TENSORS or depth > DEEPEST:
+            raise WeightsError("has modules inside each other without end")
+        if isinstance(value, np.ndarray):
+            found[name] = value
+        elif isinstance(value, _Module):
+            inside = [
+                (inner, f"{name}.{attribute}" if name else str(attribute), depth + 1)
+                for attribute, inner in value.attributes.items()
+            ]
+            waiting.extend(reversed(inside))
+    return found

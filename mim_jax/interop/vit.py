@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from mim_jax.interop.files import WeightsError
+from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.namings import Flat, recognise, translate
 from mim_jax.interop.official import from_mae
+from mim_jax.interop.sound import refuse_unsound
 from mim_jax.models.vit import Params, ViTConfig
 
 HEAD_WIDTH = 64
@@ -118,6 +120,11 @@ def encoder_from(
     norm = _final_norm(flat, left_out)
     tree: Params = from_mae(flat)["encoder"]
     patch = flat["patch_embed.proj.weight"]
+    if patch.shape[2] != patch.shape[3]:
+        raise WeightsError(
+            f"the patches of these weights are {patch.shape[2]} x {patch.shape[3]} pixels: ours are square"
+        )
+    refuse_unsound(flatten_dict({"encoder": tree}, sep="/"), "the encoder")
     shared = "relative_position_bias" in tree
     per_block = any("relative_position_bias" in tree[name] for name in tree if name.startswith("block_"))
     if shared and per_block:
@@ -171,6 +178,10 @@ def _positions(flat: Flat) -> tuple[tuple[int, int] | None, int | None]:
     width = flat["patch_embed.proj.weight"].shape[0]
     for name in ("cls_token", "pos_embed"):
         if name in flat:
+            if flat[name].size % width or not flat[name].size:
+                raise WeightsError(
+                    f"{name} is {list(flat[name].shape)}, but the patch projection is of width {width}"
+                )
             flat[name] = flat[name].reshape(1, -1, width)
     tables = [value for name, value in flat.items() if name.endswith("relative_position_bias.table")]
     prefix = int("cls_token" in flat)

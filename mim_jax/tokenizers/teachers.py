@@ -1,6 +1,7 @@
 """Frozen networks whose features k-means turns into ids. A teacher is described by plain facts, which a tokenizer's file holds."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from mim_jax.interop.teachers import clip_resnet_from
 from mim_jax.interop.vit import encoder_from
 from mim_jax.models.clip_resnet import CLIP_RESNETS, ClipResNet, ClipResNetConfig
 from mim_jax.models.vit import Params, ViT, ViTConfig
+from mim_jax.reading import Unreadable
 from mim_jax.targets.pixels import normalise, patchify
+from mim_jax.tokenizers.facts import Facts, check_teacher
 
-Facts = dict[str, Any]
 Size = tuple[int, int]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,7 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Teacher:
     """image_size: (height, width) in pixels. features: (params, images [B, H, W, 3] in [0, 1]) -> float32 [B, L, width].
 
-    facts: what `make_teacher` makes it of again; JSON.
+    facts: what `make_teacher` makes it of again; JSON. shapes: of its parameters.
     """
 
     image_size: Size
@@ -34,40 +36,43 @@ class Teacher:
     width: int
     features: Callable[[Params, jax.Array], jax.Array]
     facts: Facts
+    shapes: Callable[[], Params]
 
 
 def make_teacher(facts: Mapping[str, Any]) -> Teacher:
     """The teacher of `facts`: kind, image_size, mean, std and what its kind needs.
 
     Raises:
-        ConfigError: an unknown kind, or a fact that is missing.
+        ConfigError: an unknown kind, or a fact that is missing or impossible.
     """
-    kind = one_of("the kind of the teacher", str(facts.get("kind")), TEACHERS)
-    size = (int(facts["image_size"][0]), int(facts["image_size"][1]))
     try:
-        grid, width, network = TEACHERS[kind](facts, size)
-    except KeyError as error:
-        raise ConfigError(f"the teacher {kind} lacks its {error.args[0]}") from error
+        facts = check_teacher(json.loads(json.dumps(facts)), "the teacher")
+    except Unreadable as error:
+        raise ConfigError(str(error)) from error
+    size = (facts["image_size"][0], facts["image_size"][1])
+    grid, width, network, shapes = TEACHERS[facts["kind"]](facts, size)
     mean, std = tuple(facts["mean"]), tuple(facts["std"])
 
     def features(params: Params, images: jax.Array) -> jax.Array:
         made = network(params, normalise(images, mean, std))
         return made.reshape(len(images), -1, width).astype(jnp.float32)
 
-    return Teacher(size, grid, width, features, dict(facts))
+    return Teacher(size, grid, width, features, dict(facts), shapes)
 
 
 Network = Callable[[Params, jax.Array], jax.Array]
+Made = tuple[Size, int, Network, Callable[[], Params]]
+"""Grid, width of a feature, network on normalised images, shapes of its parameters."""
 
 
-def _pixels(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
+def _pixels(facts: Mapping[str, Any], size: Size) -> Made:
     """The patches themselves: no network."""
     patch = int(facts["patch"])
     grid = size[0] // patch, size[1] // patch
-    return grid, 3 * patch**2, lambda params, images: patchify(images, patch)
+    return grid, 3 * patch**2, lambda params, images: patchify(images, patch), dict
 
 
-def _clip_resnet(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
+def _clip_resnet(facts: Mapping[str, Any], size: Size) -> Made:
     """The last residual stage before the attention pool (docs/papers/mapet.md 8.1)."""
     blocks = facts["layers"]
     config = ClipResNetConfig((blocks[0], blocks[1], blocks[2], blocks[3]), facts["width"], size)
@@ -76,10 +81,15 @@ def _clip_resnet(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Netwo
         made: Any = ClipResNet(config).apply({"params": params}, images)
         return made
 
-    return config.grid, config.features, network
+    def shapes() -> Params:
+        example = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
+        found: Params = jax.eval_shape(ClipResNet(config).init, jax.random.key(0), example)["params"]
+        return found
+
+    return config.grid, config.features, network, shapes
 
 
-def _vit(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
+def _vit(facts: Mapping[str, Any], size: Size) -> Made:
     """Patch tokens of a ViT (CLIP, DINO, plain) after its last block, before the final norm."""
     config = ViTConfig(**{**facts["vit"], "image_size": size})
 
@@ -88,15 +98,20 @@ def _vit(facts: Mapping[str, Any], size: Size) -> tuple[Size, int, Network]:
         layers: list[jax.Array] = made[0]
         return layers[-1][:, config.prefix :]
 
-    return config.grid, config.width, network
+    def shapes() -> Params:
+        example = jax.ShapeDtypeStruct((1, config.num_patches, 3 * config.patch**2), jnp.float32)
+        found: Params = jax.eval_shape(ViT(config).init, jax.random.key(0), example)["params"]
+        return found
+
+    return config.grid, config.width, network, shapes
 
 
-TEACHERS: dict[str, Callable[[Mapping[str, Any], Size], tuple[Size, int, Network]]] = {
+TEACHERS: dict[str, Callable[[Mapping[str, Any], Size], Made]] = {
     "pixels": _pixels,
     "clip_resnet": _clip_resnet,
     "vit": _vit,
 }
-"""Kind -> (grid, width of a feature, network on normalised images)."""
+"""Kind -> what makes its network of its facts."""
 
 
 def load_teacher(
@@ -141,21 +156,18 @@ def load_teacher(
         facts = _facts(
             kind, config.image_size, CLIP_MEAN, CLIP_STD, layers=list(config.layers), width=config.width
         )
-        example = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
-        shapes = jax.eval_shape(ClipResNet(config).init, jax.random.key(0), example)
-        return make_teacher(facts), fit(shapes["params"], tree, weights)
+        teacher = make_teacher(facts)
+        return teacher, fit(teacher.shapes(), tree, weights)
     tree, seen = encoder_from(read_weights(weights))
     vit = seen.config(heads, image_size)
-    shapes = jax.eval_shape(
-        ViT(vit).init, jax.random.key(0), jnp.zeros((1, vit.num_patches, 3 * vit.patch**2))
-    )
     if seen.pre_norm:  # CLIP
         mean, std = CLIP_MEAN, CLIP_STD
     options = {
         key: value for key, value in dataclasses.asdict(vit).items() if key not in ("image_size", "dtype")
     }
     facts = _facts(kind, vit.image_size, mean, std, vit=options)
-    return make_teacher(facts), fit(shapes["params"], tree, weights)
+    teacher = make_teacher(facts)
+    return teacher, fit(teacher.shapes(), tree, weights)
 
 
 def _resnet_of(tree: Params, image_size: Size | None) -> ClipResNetConfig:

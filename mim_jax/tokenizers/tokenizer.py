@@ -14,7 +14,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 
 from mim_jax.config.check import ConfigError, one_of
-from mim_jax.interop.files import WeightsError, existing, fit, read_weights, write_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import existing, fit, read_weights, write_weights
+from mim_jax.interop.sound import refuse_unsound
 from mim_jax.interop.teachers import dalle_from, vqkd_from
 from mim_jax.interop.vit import HEAD_WIDTH
 from mim_jax.models.dalle import DalleConfig, DalleEncoder
@@ -22,9 +24,11 @@ from mim_jax.models.dalle import map_pixels as dalle_pixels
 from mim_jax.models.vit import Params
 from mim_jax.models.vqkd import Vqkd, VqkdConfig
 from mim_jax.models.vqkd import map_pixels as vqkd_pixels
+from mim_jax.reading import Unreadable, mapping, parse_json
 from mim_jax.storage import copied_here
 from mim_jax.targets.pixels import patchify
 from mim_jax.tokenizers.assignment import nearest_tiled
+from mim_jax.tokenizers.facts import read_facts
 from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher
 
 NAMES = ("pixels", "kclip", "vqkd", "dalle")
@@ -125,16 +129,21 @@ def _kmeans(
 ) -> Tokenizer:
     if not facts or "centroids" not in state:
         raise ConfigError(f"{path} is no tokenizer of ours: make one with --config=configs/tokenizer.py")
+    try:
+        facts = read_facts(json.dumps(facts))
+    except Unreadable as error:
+        raise WeightsError(
+            f"what it says of its teacher is damaged ({error}): copy it again, or make it anew"
+        ) from error
     if facts["name"] != name:
         raise ConfigError(
             f"{path} is a {facts['name']} tokenizer, but config.method.tokenizer is {name}: pass"
             f" --config.method.tokenizer={facts['name']}"
         )
     teacher = make_teacher(facts["teacher"])
-    weights = {
-        key.removeprefix("teacher/"): value for key, value in state.items() if key.startswith("teacher/")
-    }
-    params = {"centroids": state["centroids"], "teacher": unflatten_dict(weights, sep="/")}
+    tree = unflatten_dict({key: value for key, value in state.items() if key != "centroids"}, sep="/")
+    whole = fit({"teacher": teacher.shapes()}, tree, str(path))
+    params = {"centroids": _centroids(state["centroids"], teacher.width), "teacher": whole.get("teacher", {})}
     return Tokenizer(
         name,
         _fingerprint(state, facts),
@@ -145,6 +154,18 @@ def _kmeans(
         kmeans_ids(teacher),
         teacher=teacher,
     )
+
+
+def _centroids(centroids: np.ndarray, width: int) -> np.ndarray:
+    """The centroids float32 [k, width] of a k-means. Raises WeightsError where they can be none."""
+    if centroids.ndim != 2 or centroids.shape[1] != width or not len(centroids):
+        raise WeightsError(f"its centroids are {list(centroids.shape)}, but must be [k, {width}]")
+    refuse_unsound({"centroids": centroids}, "its k-means")
+    if len(centroids) > 1 and (centroids == centroids[0]).all():
+        raise WeightsError(
+            "its centroids are all the same, so that every patch has one id: make the tokenizer anew"
+        )
+    return np.asarray(centroids, np.float32)
 
 
 def _vqkd(
@@ -195,7 +216,14 @@ def _dalle(
 
 def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     with copied_here(existing(path)) as here, safe_open(here, framework="np") as opened:
-        return json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+        content = (opened.metadata() or {}).get(METADATA, "{}")
+    try:
+        facts: dict[str, Any] = parse_json(content, mapping())
+    except Unreadable as error:
+        raise WeightsError(
+            f"{path} is damaged (its metadata: {error}): copy it again, or make it anew"
+        ) from error
+    return facts
 
 
 def _fingerprint(state: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:

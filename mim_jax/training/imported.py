@@ -9,6 +9,7 @@ from etils.epath import Path
 from mim_jax.config.check import ConfigError
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, Model
+from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import read_weights
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
@@ -72,4 +73,8 @@ def read_imported(path: Path) -> tuple[Config, Method, Params]:
 
 @functools.lru_cache(maxsize=2)
 def _read(init: str) -> tuple[Params, EncoderFacts]:
-    return encoder_from(read_weights(init))
+    state = read_weights(init)
+    try:
+        return encoder_from(state)
+    except WeightsError as error:
+        raise WeightsError(f"config.init={init}: {error}") from error

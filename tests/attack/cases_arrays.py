@@ -124,7 +124,7 @@ CASES = [
     Case(AREA, "an archive of corrupt deflate", _patched(_corrupt), "images"),
     Case(AREA, "an encrypted archive", _patched(_encrypted), "data.npz"),
     Case(AREA, "an archive of an unknown method", _patched(_unknown_method), "data.npz"),
-    Case(AREA, "two members of one name", _file(lambda path: [_members(images__npy=npy(IMAGES))(path), zipfile.ZipFile(path, "a").writestr("images.npy", npy(IMAGES[:2]))]), "images"),
+    Case(AREA, "two members of one name", _file(lambda path: [_members(images__npy=npy(IMAGES))(path), zipfile.ZipFile(path, "a").writestr("images.npy", npy(IMAGES[:2]))]), "data.npz"),
     Case(AREA, "images of floats", _arrays(images=IMAGES / 255.0), "float64"),
     Case(AREA, "images of int64", _arrays(images=IMAGES.astype(np.int64)), "int64"),
     Case(AREA, "images of booleans", _arrays(images=IMAGES > 9), "bool"),

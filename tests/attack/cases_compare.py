@@ -1,12 +1,14 @@
 """Results that a comparison reads back: DIR/results/*.json, and what its runs left."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.attack import odd
 from tests.attack.case import ROOT, Act, Case, compare
+from tests.attack.cases_images import picture
 
 AREA = "compare"
 RECORD: dict[str, Any] = {
@@ -24,6 +26,14 @@ RECORD: dict[str, Any] = {
 }
 
 
+def _pictures(folder: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(3):
+                (folder / split / label / f"{number}.png").write_bytes(picture(seed=number))
+
+
 def _results(put: Callable[[Path], object]) -> Callable[[Path], Act]:
     """A comparison whose directory holds this result. Its settings are wrong, so that nothing is ever trained."""
 
@@ -31,10 +41,13 @@ def _results(put: Callable[[Path], object]) -> Callable[[Path], Act]:
         results = tmp / "comparison" / "results"
         results.mkdir(parents=True)
         put(results / "mae-0-pretrain.json")
+        _pictures(tmp / "pictures")
+        os.chdir(ROOT)  # a comparison names its configurations by relative paths
         return compare(
             [
                 f"--config={ROOT / 'configs' / 'compare.py'}",
                 f"--workdir={tmp / 'comparison'}",
+                f"--config.data={tmp / 'pictures'}",
                 "--config.only=mae",
             ]
         )

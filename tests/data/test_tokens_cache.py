@@ -1,5 +1,6 @@
 """Token caches: what is written is read, and everything else is refused in one sentence."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_round_trip_over_shards(cache):
 
 def test_large_vocabulary_takes_int32(tmp_path):
     tokens = np.array([[40_000, 1]])
-    write_token_cache(tmp_path / "c", tokens, HEADER | {"vocabulary": 50_000, "length": 1})
+    write_token_cache(tmp_path / "c", tokens, HEADER | {"vocabulary": 50_000, "length": 1, "grid": (1, 2)})
     opened = TokenCache.open(tmp_path / "c", expect={})
     assert opened.header["dtype"] == "int32"
     np.testing.assert_array_equal(opened[np.array([0])], tokens)
@@ -82,10 +83,11 @@ def test_missing_and_damaged_caches(cache, tmp_path):
     shard.unlink()
     with pytest.raises(DataError, match=r"tokens-00001\.npy is missing"):
         TokenCache.open(cache, expect={})
+    header = json.loads((cache / "header.json").read_text())
     (cache / "header.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
         TokenCache.open(cache, expect={})
-    (cache / "header.json").write_text(json.dumps({"shards": {}}))
+    (cache / "header.json").write_text(json.dumps({**header, "shards": {}}))
     with pytest.raises(DataError, match="lists no shards"):
         TokenCache.open(cache, expect={})
 
@@ -154,3 +156,17 @@ def test_an_unfinished_cache_for_something_else_is_refused(tmp_path):
     writer.write(2, TOKENS[8:])
     with pytest.raises(DataError, match=r"rows of \[5, 6\] ids"):
         writer.finish()
+
+
+@pytest.mark.parametrize("wrong", [-1, 64, 2**14])
+def test_an_id_outside_the_vocabulary_is_named(cache, wrong):
+    """Its checksum fits: it was written by somebody else's tokenizer."""
+    shard = cache / "tokens-00001.npy"
+    ids = np.array(np.load(shard))
+    ids[2, 3] = wrong
+    np.save(shard, ids)
+    header = json.loads((cache / "header.json").read_text())
+    header["shards"][shard.name]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    (cache / "header.json").write_text(json.dumps(header))
+    with pytest.raises(DataError, match=rf"00001\.npy holds the id {wrong} in row 2 \(example 6, token 3\)"):
+        TokenCache.open(cache, expect={})

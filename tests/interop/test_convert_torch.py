@@ -152,7 +152,7 @@ def test_damaged_torchscript(tmp_path: Path, capsys, torch) -> None:
     foreign = pickle.dumps(Runs(tmp_path / "ran"), protocol=2)
     for name, content, said in (
         (data, parts[data][: len(parts[data]) // 2], "damaged TorchScript archive"),
-        (weight, parts[weight][:8], "damaged TorchScript archive (ValueError: storage 0 is too short)"),
+        (weight, parts[weight][:8], "claims 6 values in a storage that has 2"),
         (data, foreign, "wants to create posix.mkdir while it is read"),
     ):
         with zipfile.ZipFile(tmp_path / "in.pt", "w") as archive:
@@ -199,7 +199,7 @@ def test_damaged_and_empty_files(tmp_path: Path, capsys, torch) -> None:
     whole = (tmp_path / "whole.pt").read_bytes()
     for content in (b"", b"hello world", whole[: len(whole) // 2]):
         (tmp_path / "in.pt").write_bytes(content)
-        assert "damaged or no PyTorch file" in refused(tmp_path, capsys)
+        assert "damaged, or no PyTorch file" in refused(tmp_path, capsys)
     torch.save({"flag": torch.ones(2) > 0}, tmp_path / "in.pt")
     assert "holds no weights (none of its 1 entries" in refused(tmp_path, capsys)
     torch.save({"epoch": 3}, tmp_path / "in.pt")

@@ -12,7 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from mim_jax.data import DataError
-from mim_jax.interop.files import WeightsError, fit, read_weights, write_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import fit, read_weights, write_weights
 
 TENSORS = {
     "blocks.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,7 +29,7 @@ SHAPES = {
 
 def weights(**changes) -> dict:
     tree = {
-        "head": {"kernel": np.ones((3, 2)), "bias": np.ones(2, np.float16)},
+        "head": {"kernel": np.linspace(0.0, 1.0, 6).reshape(3, 2), "bias": np.ones(2, np.float16)},
         "norm": {"scale": np.ones(3)},
     }
     return tree | changes
@@ -130,7 +131,6 @@ def test_fit_casts_to_the_networks_types() -> None:
             weights(head={"kernel": np.ones((2, 3)), "bias": np.ones(2)}),
             "head/kernel [2, 3] where [3, 2] is expected is of another shape",
         ),
-        (weights(norm={"scale": np.array([1.0, np.nan, 1.0])}), "norm/scale is not finite"),
         (
             {"a": {str(index): np.ones(1) for index in range(9)}},
             "head/kernel, head/bias, norm/scale are missing; a/0, a/1, a/2 and 6 more are without a place",
@@ -139,4 +139,36 @@ def test_fit_casts_to_the_networks_types() -> None:
 )
 def test_fit_says_what_is_wrong(tree: dict, fault: str) -> None:
     with pytest.raises(WeightsError, match=re.escape(f"the weights of x do not fit this network: {fault}")):
+        fit(SHAPES, tree, "x")
+
+
+@pytest.mark.parametrize(
+    ("tree", "fault"),
+    [
+        (weights(norm={"scale": np.array([1.0, np.nan, 1.0])}), "norm/scale (NaN in 1 of 3) is not finite"),
+        (
+            weights(norm={"scale": np.array([1.0, np.inf, -np.inf])}),
+            "norm/scale (infinite in 2 of 3) is not finite",
+        ),
+        (
+            weights(norm={"scale": np.array([1.0, 1e300, 1.0])}),
+            "norm/scale (infinite in 1 of 3, beyond float32) is not finite",
+        ),
+        (weights(norm={"scale": np.array([1, 2, 3])}), "norm/scale (int64) is no floating-point numbers"),
+        (
+            weights(norm={"scale": np.array([True, False, True])}),
+            "norm/scale (bool) is no floating-point numbers",
+        ),
+        (
+            weights(head={"kernel": np.full((3, 2), 0.25), "bias": np.zeros(2)}),
+            "head/kernel (all 0.25) is of one value",
+        ),
+        (
+            weights(head={"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}),
+            "head/kernel (all 0) is of one value",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_trained_ones_are_named(tree: dict, fault: str) -> None:
+    with pytest.raises(WeightsError, match=re.escape(f"the weights of x cannot be used: {fault}")):
         fit(SHAPES, tree, "x")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.interop.files import WeightsError, fit, read_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import fit, read_weights
 from mim_jax.interop.official import from_mae, from_mapet, from_simmim
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.models.vit import ViT
@@ -196,7 +197,10 @@ def plain_state(prefix: str = "", **others: np.ndarray) -> dict[str, np.ndarray]
             "mlp.fc1.weight": (32, 8), "mlp.fc1.bias": (32,), "mlp.fc2.weight": (8, 32), "mlp.fc2.bias": (8,),
         }.items()},
     }  # fmt: skip
-    return {f"{prefix}{name}": np.ones(shape, np.float32) for name, shape in shapes.items()} | others
+    return {
+        f"{prefix}{name}": np.linspace(0.5, 1.5, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+        for name, shape in shapes.items()
+    } | others
 
 
 def test_momentum_copies_are_left_out_and_other_doubts_are_the_callers() -> None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.interop.files import WeightsError, fit
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import fit
 from mim_jax.interop.teachers import clip_resnet_from
 from mim_jax.models.clip_resnet import CLIP_RESNETS, ClipResNet, ClipResNetConfig
 from tests.oracles import oracle, state_of

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.interop.files import WeightsError, fit
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import fit
 from mim_jax.interop.teachers import dalle_from
 from mim_jax.models.dalle import DalleConfig, DalleEncoder, map_pixels
 from tests.oracles import oracle, photographs, state_of

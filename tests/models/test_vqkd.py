@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.interop.files import WeightsError, fit
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import fit
 from mim_jax.interop.teachers import vqkd_from
 from mim_jax.models.vit import ViTConfig
 from mim_jax.models.vqkd import Vqkd, VqkdConfig, map_pixels

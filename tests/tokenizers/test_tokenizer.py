@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mim_jax.config.check import ConfigError
-from mim_jax.interop.files import WeightsError, write_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import write_weights
 from mim_jax.interop.teachers import dalle_from, vqkd_from
 from mim_jax.models.dalle import DalleConfig, DalleEncoder
 from mim_jax.models.vit import ViTConfig
@@ -141,7 +142,7 @@ def test_what_is_refused(tmp_path) -> None:
         load_teacher("vit", "", image_size=None, **options)
     with pytest.raises(ConfigError, match="no size of their own"):
         load_teacher("pixels", "", image_size=None, **options)
-    with pytest.raises(ConfigError, match="lacks its layers"):
+    with pytest.raises(ConfigError, match="lacks layers, width"):
         make_teacher({"kind": "clip_resnet", "image_size": (32, 32), **STATISTICS})
     with pytest.raises(ConfigError, match="did you mean"):
         open_tokenizer("kclp", tmp_path / "half.safetensors")

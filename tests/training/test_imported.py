@@ -7,7 +7,8 @@ import pytest
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
-from mim_jax.interop.files import WeightsError, write_weights
+from mim_jax.interop.errors import WeightsError
+from mim_jax.interop.files import write_weights
 from mim_jax.interop.vit import encoder_from
 from mim_jax.methods import build_method, complete_options
 from mim_jax.models.surgery import shuffled_order

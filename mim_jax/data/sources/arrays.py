@@ -109,7 +109,7 @@ def _whole_labels(archive: Archive, key: str, path: str) -> np.ndarray:
         raise DataError(
             f"The labels {key} of {path} are {labels.dtype}: save integers, 0 and up, or -1 for none."
         )
-    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < NO_LABEL or high >= MOST_CLASSES:
         raise DataError(
             f"The labels {key} of {path} go from {low} to {high}: number the classes 0 and up (-1 for none); at most"
@@ -127,7 +127,7 @@ def _class_names(archive: Archive, labels: np.ndarray, path: str) -> list[str]:
             if key in {f"{y}_{s}" for _, y in NAMES for s in ("train", "test")} | {y for _, y in NAMES}
         ),
     ]
-    count = max(int(part.max(initial=NO_LABEL)) for part in every) + 1
+    count = max((int(part.max()) for part in every if part.size), default=NO_LABEL) + 1
     if "class_names" not in archive.names:
         return [str(number) for number in range(count)]
     array = _load(archive, "class_names", path)
