@@ -33,7 +33,9 @@ TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool],
 USAGE = """python -m mim_jax.main --config=configs/FILE.py[:PRESET] [--workdir=DIR] [--overwrite] [--config.KEY=VALUE ...]
 
 A config file's first lines say what it does and which presets it has; all keys are in mim_jax/config/schema.py.
-The same command goes on where a run was stopped; --overwrite starts it anew. DIR may lie in a bucket, gs://BUCKET/DIR."""
+The same command goes on where a run was stopped; --overwrite starts it anew. DIR may lie in a bucket, gs://BUCKET/DIR.
+Where a run has diverged, the same command with --replay=DIR/diverged-STEP.json repeats that update and says what it did to every
+parameter; nothing is written."""
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -55,6 +57,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--config", metavar="FILE[:PRESET]")
     parser.add_argument("--workdir", metavar="DIR")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--replay", metavar="FILE")
     options, values = parser.parse_with_assignments(argv)
     if not options.config:
         raise ConfigError("no configuration was given; pass for example --config=configs/mapet.py")
@@ -72,6 +75,8 @@ def run(argv: Sequence[str]) -> int:
         check_task(config)
         workdir = default_workdir(options.config) if options.workdir is None else options.workdir
         distributed.join()
+        if options.replay is not None:
+            return _replay(config, workdir, options)
         return run_task(config, workdir, options.overwrite)
     except (ConfigError, DataError, CheckpointError, StorageError) as error:
         print_error(error)
@@ -79,6 +84,15 @@ def run(argv: Sequence[str]) -> int:
     except Diverged as error:
         print_error(error)
         return DIVERGED
+
+
+def _replay(config: Config, workdir: str, options: argparse.Namespace) -> int:
+    """Repeats a diverged update of a run; raises ConfigError where that has no meaning."""
+    if options.overwrite or config.task != "pretrain":
+        raise ConfigError(
+            "--replay=FILE repeats an update of a run: give its own command, without --overwrite"
+        )
+    return pretrain.replay(config, workdir, options.replay)
 
 
 def main() -> None:

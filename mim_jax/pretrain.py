@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from etils.epath import Path
 
 from mim_jax.cached_tokens import training_tokens
@@ -23,13 +24,16 @@ from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, 
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
+from mim_jax.storage import located
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.claims import Claim
+from mim_jax.training.divergence import read_divergence
 from mim_jax.training.inherit import inherit, with_encoder_of
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.replay import replay as repeat
 from mim_jax.training.sharding import make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
@@ -42,6 +46,8 @@ from mim_jax.training.watching.report import EXAMPLES, REPORT, write_report
 from mim_jax.training.watching.sinks import open_sinks
 from mim_jax.training.watching.table import result_rows
 from mim_jax.training.watching.wandb_sink import import_wandb
+from mim_jax.training.watching.watch import Diverged
+from mim_jax.training.workdir import differences
 from mim_jax.transfer.classification import CONFUSION
 
 PREPARE_EXAMPLES = 50_000
@@ -55,11 +61,31 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
         overwrite: whether a run of ours that lies there is replaced: moved aside, and removed after the first checkpoint.
     """
     with Claim(workdir, "pretrain", overwrite=overwrite) as claim:
-        return _run(config, claim)
+        try:
+            return _run(config, claim)
+        except Diverged:
+            claim.pause()  # the file that tells of it stays, and what the run replaces
+            raise
 
 
-def _run(config: Config, claim: Claim) -> int:
-    started, workdir = time.time(), claim.path
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A run that is set up, and has touched nothing."""
+
+    config: Config
+    train_source: Source
+    test_source: Source
+    method: Method
+    mesh: jax.sharding.Mesh
+    tables: Tables
+    shapes: Any
+    optimiser: optax.GradientTransformation
+    loader: Loader
+    chosen: list[str]  # what was left open and follows from the images, one line each
+
+
+def _ready(config: Config) -> _Ready:
+    """Everything that a mistake can be found in before a directory is touched."""
     import_wandb(config)  # a missing package is said before anything is compiled
     config = inherit(config)
     train_source, test_source = (
@@ -95,10 +121,24 @@ def _run(config: Config, claim: Claim) -> int:
         prefetch=config.data.prefetch,
         extras=extras | tables.extras(),
     )
+    lines = list(chosen(asked, config, len(train_source), side))
+    return _Ready(config, train_source, test_source, method, mesh, tables, shapes, optimiser, loader, lines)
+
+
+def _run(config: Config, claim: Claim) -> int:
+    started, workdir = time.time(), claim.path
+    ready = _ready(config)
+    config, method, mesh, tables = ready.config, ready.method, ready.mesh, ready.tables
+    train_source, test_source, loader, optimiser = (
+        ready.train_source,
+        ready.test_source,
+        ready.loader,
+        ready.optimiser,
+    )
     claim.take(config)
-    for line in chosen(asked, config, len(train_source), side):
+    for line in ready.chosen:
         say(f"chosen   {line}")
-    announce(method, loader, tables, len(test_source), shapes, workdir)
+    announce(method, loader, tables, len(test_source), ready.shapes, workdir)
     batches = functools.partial(eval_batches, config, mesh)
     evaluators = make_evaluators(config, method, mesh, train_source, test_source, batches, workdir)
     with (
@@ -117,17 +157,7 @@ def _run(config: Config, claim: Claim) -> int:
             say(f"this run is finished: {config.schedule.steps} steps")
             show_result(workdir, bad_images.remember(workdir, ()), start_word(config))
             return 0
-        first_step, state = restore_or_create(
-            method,
-            optimiser,
-            checkpoints,
-            mesh,
-            lambda: _prepare(config, method, train_source) | tables.initial(),
-        )
-        if first_step == 0 and config.init:
-            params = with_encoder_of(config.init, method, state.params)
-            ema = jax.tree.map(jnp.copy, params) if state.ema else {}  # donated buffers must not alias
-            state = dataclasses.replace(state, params=params, ema=ema)
+        first_step, state = _begun(ready, checkpoints)
         with open_sinks(config, workdir, first_step, started) as sinks:
             finished = train(
                 method,
@@ -154,6 +184,44 @@ def _run(config: Config, claim: Claim) -> int:
             method, workdir, train_source, len(test_source), bad, picture, _class_names(few) if few else ()
         )
         show_result(workdir, bad, start_word(config))
+    return 0
+
+
+def _begun(ready: _Ready, checkpoints: Checkpoints, before: int | None = None) -> tuple[int, TrainState]:
+    """The state that the run goes on from, and its step. before: of checkpoints after that step none is taken."""
+    config, method = ready.config, ready.method
+    first_step, state = restore_or_create(
+        method,
+        ready.optimiser,
+        checkpoints,
+        ready.mesh,
+        lambda: _prepare(config, method, ready.train_source) | ready.tables.initial(),
+        before=before,
+    )
+    if first_step == 0 and config.init:
+        params = with_encoder_of(config.init, method, state.params)
+        ema = jax.tree.map(jnp.copy, params) if state.ema else {}  # donated buffers must not alias
+        state = dataclasses.replace(state, params=params, ema=ema)
+    return first_step, state
+
+
+def replay(config: Config, workdir: str | os.PathLike[str], file: str) -> int:
+    """Repeats the update that a diverged-STEP.json tells of, and says what it did to every parameter; writes nothing.
+
+    Raises:
+        ConfigError: the file cannot be used, or is of another configuration.
+    """
+    told = read_divergence(located(file, "--replay"))
+    directory = located(workdir, "--workdir")
+    ready = _ready(config)
+    now = json.loads(json.dumps(to_dict(ready.config)))
+    if changed := list(differences(told["config"], now)):
+        raise ConfigError(
+            f"--replay={file} is of another configuration ({'; '.join(changed[:5])}): give the command that diverged"
+        )
+    with ready.loader, Checkpoints(directory / "checkpoints") as checkpoints:
+        first_step, state = _begun(ready, checkpoints, before=told["step"])
+        repeat(ready.method, ready.optimiser, state, ready.loader, ready.tables, ready.mesh, first_step, told)
     return 0
 
 

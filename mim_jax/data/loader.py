@@ -13,7 +13,7 @@ from mim_jax.data.assemble import Extras, Request, check_extras, host_slice
 from mim_jax.data.errors import DataError
 from mim_jax.data.order import locate
 from mim_jax.data.sources.base import Source
-from mim_jax.data.spec import InputSpec
+from mim_jax.data.spec import Index, InputSpec
 from mim_jax.data.stream import Stream
 from mim_jax.data.workers import Crew, HostBatch
 
@@ -104,6 +104,12 @@ class Loader:
 
     def _budget(self) -> dict[str, int]:
         return memory.budget(self.source, self.spec, self.host_batch_size, self.prefetch, self.threads)
+
+    def examples(self, step: int) -> tuple[Index, Index]:
+        """(draw, index) of all examples of the global batch of `step`, int64 [B] each."""
+        start = step * self.batch_size
+        positions = np.arange(start, start + self.batch_size, dtype=np.int64)
+        return locate(positions, len(self.source), seed=self.seed)
 
     def _request(self, step: int) -> Request:
         start = step * self.batch_size

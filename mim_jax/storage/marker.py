@@ -31,7 +31,7 @@ OWN_FILES = (
 )  # fmt: skip
 OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "features", "kmeans")
 """All that our commands write into a run's directory (tests/training/test_claims.py looks)."""
-_OWN_PATTERN = "attention-*.png"
+_OWN_PATTERNS = ("attention-*.png", "diverged-*.json")
 _ASIDE = ".replaced-"
 NOBODYS = (LOCK, "lock", "lost+found")
 """What an empty directory may hold: what a file system or a killed start of ours has left there."""
@@ -185,7 +185,11 @@ def remove_ours(directory: epath.Path) -> list[str]:
     # The marker goes last but for the lock: until then it is ours, and nobody else's to begin in.
     for name in sorted(os.listdir(place), key=lambda name: (name == LOCK, name == FILE)):
         path = place / name
-        own_file = name in (*OWN_FILES, FILE) or path.match(_OWN_PATTERN) or _MARK in name
+        own_file = (
+            name in (*OWN_FILES, FILE)
+            or any(path.match(pattern) for pattern in _OWN_PATTERNS)
+            or _MARK in name
+        )
         if path.is_symlink():
             if own_file or name in OWN_FOLDERS:
                 path.unlink()  # the link; what it leads to is not ours

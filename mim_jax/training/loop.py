@@ -12,7 +12,9 @@ from mim_jax.config.schema import resolved
 from mim_jax.data import Loader, place
 from mim_jax.methods.protocol import Artefacts, Method
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.divergence import explained
 from mim_jax.training.epochs import phase_of
+from mim_jax.training.faults import leaf_names, refuse_broken_state
 from mim_jax.training.feed import Feed
 from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
 from mim_jax.training.shutdown import Shutdown
@@ -41,14 +43,20 @@ def restore_or_create(
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
     prepare: Callable[[], Artefacts],
+    *,
+    before: int | None = None,
 ) -> tuple[int, TrainState]:
-    """The newest good checkpoint's state, or a fresh one. `prepare` runs only for a fresh one."""
+    """The newest good checkpoint's state, or a fresh one. `prepare` runs only for a fresh one.
+
+    before: of the checkpoints after that step none is taken.
+    """
     ema = bool(method.config.optim.ema)
-    good = checkpoints.newest_good()
+    good = checkpoints.newest_good() if before is None else checkpoints.newest_good_before(before)
     if good is not None:
         artefacts = checkpoints.metadata(good)["tree"].get("artefacts", {})
         shapes = state_shapes(method, optimiser, artefacts, ema)
-        found = checkpoints.restore(abstract(shapes, state_shardings(shapes, mesh)))
+        wanted = abstract(shapes, state_shardings(shapes, mesh))
+        found = checkpoints.restore(wanted) if before is None else checkpoints.restore_partial(wanted, good)
         assert found is not None
         say(f"resumed from checkpoint {found[0]}")
         return found
@@ -86,9 +94,17 @@ def train(
     state = tables.adopt(state)
     shapes = jax.eval_shape(lambda: state)
     compiled: dict[int, StepFunction] = {}
+    refuse_broken_state(state.params, state.artefacts)
     put = FirstBatch(lambda batch: place(batch, batch_sharding(mesh)))
     with (
-        Watch(config, sink, loader, first_step, max(checkpoints.steps(), default=None)) as watch,
+        Watch(
+            config,
+            sink,
+            loader,
+            first_step,
+            max(checkpoints.steps(), default=None),
+            explained(config, loader, workdir, leaf_names(state.params), lambda: state.artefacts),
+        ) as watch,
         Feed(loader, put) as feed,
     ):
         if first_step == 0:

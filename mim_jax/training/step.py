@@ -10,6 +10,7 @@ import optax
 
 from mim_jax.methods.protocol import Artefacts, Batch, Method
 from mim_jax.models.vit import Params
+from mim_jax.training.faults import GRADIENTS, VALUES, finite_leaves
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.optimiser import learning_rate
 from mim_jax.training.sharding import batch_sharding, replicated, state_shardings
@@ -114,6 +115,7 @@ def make_train_step(
             else {}
         )
         metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics[VALUES], metrics[GRADIENTS] = finite_leaves(state.params), finite_leaves(grads)
         metrics["lr"] = learning_rate(state.step, config, steps_per_epoch)
         return dataclasses.replace(
             state,

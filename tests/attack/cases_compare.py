@@ -38,8 +38,14 @@ def _results(put: Callable[[Path], object]) -> Callable[[Path], Act]:
     """A comparison whose directory holds this result. Its settings are wrong, so that nothing is ever trained."""
 
     def build(tmp: Path) -> Act:
+        from etils import epath
+
+        from mim_jax.compare.__main__ import TASK
+        from mim_jax.storage.marker import Marker, write_marker
+
         results = tmp / "comparison" / "results"
         results.mkdir(parents=True)
+        write_marker(epath.Path(results.parent), Marker(TASK))
         put(results / "mae-0-pretrain.json")
         _pictures(tmp / "pictures")
         os.chdir(ROOT)  # a comparison names its configurations by relative paths

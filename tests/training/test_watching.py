@@ -27,7 +27,7 @@ from mim_jax.training.watching.peak import peak_flops
 from mim_jax.training.watching.progress import Bar
 from mim_jax.training.watching.report import write_report
 from mim_jax.training.watching.sinks import open_sinks
-from mim_jax.training.watching.watch import Watch
+from mim_jax.training.watching.watch import Diverged, Watch
 
 FAKE_WANDB = """
 import json, os
@@ -202,7 +202,8 @@ def watched(flops: float) -> dict[str, float]:
     """The metrics of an update that a Watch logs."""
     sink = Kept()
     config = small_config(overrides={"log.every_steps": 1})
-    with Watch(config, sink, SimpleNamespace(stall_seconds=0.0), 0, None) as seen:  # type: ignore[arg-type]
+    loader: Any = SimpleNamespace(stall_seconds=0.0)
+    with Watch(config, sink, loader, 0, None, lambda *_: Diverged()) as seen:
         seen.flops = flops
         seen.clock.start()
         time.sleep(0.01)

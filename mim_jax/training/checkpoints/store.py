@@ -142,6 +142,17 @@ class Checkpoints:
         entry = self._choose()
         return None if entry is None else entry.step
 
+    def newest_good_before(self, step: int) -> int | None:
+        """The newest step up to `step` whose checkpoint is good; None without any. Damaged ones are named in warnings."""
+        for older in reversed([one for one in self.steps() if one <= step]):
+            try:
+                self._choose(older)
+            except CheckpointError as error:
+                logging.warning("%s", error)
+            else:
+                return older
+        return None
+
     def best(self) -> int | None:
         """The step on disk with the best `best_metric` (not verified); None where none has one."""
         return best_step(self._scores({entry.step: entry for entry in self._trusted()}), self._best_mode)

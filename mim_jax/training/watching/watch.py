@@ -2,6 +2,7 @@
 
 import collections
 import math
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import jax
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader
+from mim_jax.training.faults import FLAGS
 from mim_jax.training.watching.log import Clock, progress_line, say
 from mim_jax.training.watching.peak import peak_flops, peak_memory
 from mim_jax.training.watching.progress import Bar
@@ -23,15 +25,26 @@ class Diverged(RuntimeError):
     """The loss or the gradient is not a number; the message names the step and the last good checkpoint."""
 
 
+Explain = Callable[[int, dict[str, float], Mapping[str, Any], str], Diverged]
+"""(updates done, metrics, flags of `faults`, which checkpoint is good) -> the error to raise."""
+
+
 class Watch:
     """Sees every update's metrics, in order and a little late. A context manager: it owns the progress bar.
 
-    last_saved: step of the newest checkpoint. flops: model FLOPs of a training image, for MFU; 0 = not known yet.
+    explain: makes the error of an update that went wrong. last_saved: step of the newest checkpoint. flops: model FLOPs of a training image, for MFU; 0 = not known yet.
     """
 
     def __init__(
-        self, config: Config, sink: Sink, loader: Loader, first_step: int, last_saved: int | None
+        self,
+        config: Config,
+        sink: Sink,
+        loader: Loader,
+        first_step: int,
+        last_saved: int | None,
+        explain: Explain,
     ) -> None:
+        self._explain = explain
         self.last_saved, self.flops = last_saved, 0.0
         self._total, self._every = resolved(config.schedule.steps), resolved(config.log.every_steps)
         self._first, self._loader = first_step, loader
@@ -63,17 +76,15 @@ class Watch:
         say(f"eval at step {done}: {in_a_line(values)}")
 
     def _look(self, done: int, metrics: Any) -> None:
-        values = {f"train/{name}": float(value) for name, value in metrics.items()}
+        flags = {name: value for name, value in metrics.items() if name in FLAGS}
+        values = {f"train/{name}": float(value) for name, value in metrics.items() if name not in FLAGS}
         if not all(math.isfinite(values[key]) for key in ("train/loss", "train/grad_norm")):
             kept = (
                 "there is no checkpoint yet"
                 if self.last_saved is None
                 else f"checkpoint {self.last_saved} is good"
             )
-            raise Diverged(
-                f"update {done} diverged (loss {values['train/loss']}, gradient norm {values['train/grad_norm']}); "
-                f"{kept}: lower config.optim.lr or set config.optim.clip_norm, and start again"
-            )
+            raise self._explain(done, values, flags, kept)
         self._bar.update(done, values["train/loss"])
         if done % self._every == 0 or done in (self._total, self._first + 1):
             values |= self.clock.lap(done, self._loader.stall_seconds)

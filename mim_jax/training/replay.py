@@ -1,0 +1,136 @@
+"""--replay=FILE: the update that diverged, repeated exactly, with statistics of every parameter. Nothing is written.
+
+The state is that of the newest good checkpoint before the update (or a fresh one, as the run made it), and the updates from there
+are computed again: a batch is a function of its step, and a resumed run is the same run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mim_jax.data import Loader, place
+from mim_jax.methods import Method
+from mim_jax.progress import Progress
+from mim_jax.training.divergence import refuse_other_batch, same
+from mim_jax.training.epochs import phase_of
+from mim_jax.training.faults import FLAGS, cause_of, leaf_names
+from mim_jax.training.sharding import batch_sharding, state_shardings
+from mim_jax.training.state import TrainState
+from mim_jax.training.step import StepFunction, gradients, make_train_step
+from mim_jax.training.tables import Tables
+from mim_jax.training.watching.log import say
+
+COLUMNS = (
+    "values' norm",
+    "largest",
+    "not finite",
+    "gradient's norm",
+    "largest",
+    "not finite",
+    "after: not finite",
+)
+
+
+def replay(
+    method: Method,
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    loader: Loader,
+    tables: Tables,
+    mesh: jax.sharding.Mesh,
+    first_step: int,
+    told: Mapping[str, Any],
+) -> None:
+    """Says what the update of `told` did to every parameter.
+
+    Args:
+        state: complete, after `first_step` updates, at most told["step"].
+        told: as `divergence.read_divergence` gives it.
+    Raises:
+        ConfigError: the batch of that step is another one now.
+    """
+    step = int(told["step"])
+    refuse_other_batch(told, *loader.examples(step))
+    state = tables.adopt(state)
+    shapes = jax.eval_shape(lambda: state)
+    examples = len(loader.source)
+    compiled: dict[int, StepFunction] = {}
+
+    def update(state: TrainState, number: int) -> tuple[TrainState, dict[str, Any]]:
+        phase = phase_of(method, number, examples)
+        if phase not in compiled:
+            per_epoch = examples / method.config.data.batch_size
+            chosen = method.in_phase(method.phases[phase])
+            compiled[phase] = make_train_step(chosen, optimiser, shapes, mesh, per_epoch)
+        return compiled[phase](state, place(loader.batch(number), batch_sharding(mesh)))
+
+    def passed(state: TrainState, number: int) -> TrainState:
+        if passes := tables.due(number):
+            state, _ = tables.refresh(passes, state, lambda: False)
+        return state
+
+    say(f"replay   update {step + 1}, from the state after {first_step}")
+    with Progress("updates before it", step - first_step) as progress:
+        for number in range(first_step, step):
+            state, _ = update(passed(state, number), number)
+            progress.update(1)
+    state = passed(state, step)
+    names = leaf_names(state.params)
+    phase = method.in_phase(method.phases[phase_of(method, step, examples)])
+    before = _statistics(phase, state, place(loader.batch(step), batch_sharding(mesh)), mesh)
+    artefacts = jax.tree.map(jnp.copy, state.artefacts)
+    state, metrics = update(state, step)
+    after = np.asarray(jax.jit(_counts)(state.params))
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    exact = same(told["loss"], loss) and same(told["gradient_norm"], norm)
+    say(
+        f"loss {loss!r}, gradient norm {norm!r}: "
+        + ("as they were" if exact else f"then {told['loss']} and {told['gradient_norm']}")
+    )
+    flags = {key: metrics[key] for key in FLAGS}
+    cause = cause_of(names, flags, loader.batch(step), artefacts, method.config.method.get("vocabulary"))
+    say(f"cause    {cause.said}")
+    say(_table(names, before, after))
+
+
+def _counts(tree: Any) -> jax.Array:
+    """int32 [leaves]: numbers that are not finite."""
+    return jnp.stack([jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _statistics(
+    method: Method, state: TrainState, batch: Mapping[str, jax.Array], mesh: jax.sharding.Mesh
+) -> list[np.ndarray]:
+    """Of the weights, then of the gradient: norms, largest magnitudes and counts of what is not finite, each [parameters]."""
+
+    def compute(state: TrainState, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
+        grads, _, _ = gradients(
+            method, state.params, batch, state.artefacts, method.config.optim.accumulation
+        )
+        found: list[jax.Array] = []
+        for tree in (state.params, grads):
+            leaves = [
+                jnp.where(jnp.isfinite(leaf), leaf, 0.0).astype(jnp.float32) for leaf in jax.tree.leaves(tree)
+            ]
+            found.append(jnp.stack([jnp.sqrt(jnp.sum(jnp.square(leaf))) for leaf in leaves]))
+            found.append(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+            found.append(_counts(tree))
+        return found
+
+    shardings = state_shardings(jax.eval_shape(lambda: state), mesh)
+    made = jax.jit(compute, in_shardings=(shardings, batch_sharding(mesh)))(state, batch)
+    return [np.asarray(value) for value in made]
+
+
+def _table(names: list[str], before: list[np.ndarray], after: np.ndarray) -> str:
+    """One line a parameter; norms and largest magnitudes are of the finite numbers."""
+    width = max(len(name) for name in names)
+    lines = [f"{'parameter':{width}}  " + "  ".join(f"{title:>16}" for title in COLUMNS)]
+    for row, name in enumerate(names):
+        cells = [f"{float(column[row]):16.4g}" for column in before] + [f"{int(after[row]):16d}"]
+        lines.append(f"{name:{width}}  " + "  ".join(cells))
+    return "\n".join(lines)
