@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 SHOWN = 120
 """Characters of a value in a sentence."""
+LONGEST_WORD = 400
+"""Characters of a word in a sentence, which may be a path of thousands."""
 
 
 class ConfigError(ValueError):
@@ -24,7 +26,7 @@ def one_of(key: str, value: str, known: Iterable[str]) -> str:
     names = list(known)
     if value not in names:
         raise ConfigError(
-            f"{key} is {shown(value)}, but must be one of {', '.join(names)}{nearest(value, names)}"
+            f"{key} is {shown(value)}, but must be one of {', '.join(names)}{nearest(str(value), names)}"
         )
     return value
 
@@ -54,4 +56,8 @@ def one_line(text: str) -> str:
 
 def print_error(error: BaseException) -> None:
     """The sentence of an error on stderr: the one place where all programs of mim_jax end on a mistake."""
-    print(f"mim_jax: {one_line(str(error))}", file=sys.stderr)
+    words = (
+        word if len(word) <= LONGEST_WORD else f"{word[:150]}...{word[-150:]}"
+        for word in str(error).split(" ")
+    )
+    print(f"mim_jax: {one_line(' '.join(words))}", file=sys.stderr)

@@ -190,6 +190,7 @@ def _describe(option: Any) -> str:
         bool: "True or False",
         str: "text",
         tuple: "a list of values such as (1, 2)",
+        dict: "a section with keys of its own",
         types.NoneType: "empty",
     }
     kind = base(option)

@@ -55,6 +55,8 @@ ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"EXIF", b"tiff:Orientation", b"Raw pro
 
 # PIL warns from half of our limit on; the limit is ours to hold.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What PIL warns of in a damaged file, the verdict on that file says.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()  # All plugins now: the first `open` in several threads at once would race to load them.
 
 
