@@ -1,5 +1,6 @@
 """Runs, checkpoints, token caches, weights and images in a bucket; and what says that it cannot lie there."""
 
+import dataclasses
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints, saved_about
 from mim_jax.training.claims import Claim
+from mim_jax.training.watching.facts import init_name, init_text
 
 _HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 _TARGET = {"x": jax.ShapeDtypeStruct((300,), jnp.float32, sharding=_HERE)}
@@ -243,3 +245,11 @@ def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
         r"[0-9a-f]{64}",
         json.loads((tmp_path / "tokens" / "header.json").read_text())["shards"]["tokens-00000.npy"]["sha256"],
     )
+
+
+def test_what_a_run_began_from_is_named_wherever_it_lies(objects: Objects, tmp_path: Path) -> None:
+    for init in ("gs://bucket/runs/tiny", f"file://{tmp_path}/tiny", str(tmp_path / "tiny")):
+        with Claim(init, "pretrain") as claim:
+            claim.take(small_config())
+        config = dataclasses.replace(small_config(), init=init)
+        assert init_name(config) == "tiny" and init_text(config) == f"tiny (mapet, 24 steps), {init}"

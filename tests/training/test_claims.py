@@ -285,6 +285,7 @@ def test_links_in_a_run_of_ours_are_not_followed(tmp_path: Path) -> None:
     assert set(tree(outside).values()) == {"precious"}
 
 
+@pytest.mark.slow  # the run
 def test_everything_that_a_run_writes_is_known_as_ours(finished_run: Path) -> None:
     known = {marker.FILE, *marker.OWN_FILES, *marker.OWN_FOLDERS}
     assert set(os.listdir(finished_run)) <= known

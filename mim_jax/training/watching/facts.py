@@ -1,5 +1,6 @@
 """What there is to say of a run before it starts (console) and after it has ended (report)."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from etils.epath import Path
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Loader, Source
 from mim_jax.methods.protocol import Method
+from mim_jax.storage import is_bucket, located
 from mim_jax.training.epochs import phase_starts
 from mim_jax.training.imported import is_weights
 from mim_jax.training.tables import Tables
@@ -96,9 +98,9 @@ def init_text(config: Config) -> str:
     """What the encoder comes from: 'mae-demo (mae, 400 steps), runs/mae-demo'; of somebody else's weights the file."""
     init = str(config.init)
     if is_weights(init):
-        text = f"{Path(init).name}, {init}"
+        text = f"{init_name(config)}, {init}"
     else:
-        donor = read_config(Path(init).expanduser())
+        donor = read_config(located(init, "config.init"))
         text = f"{init_name(config)} ({donor.method['name']}, {donor.schedule.steps} steps), {init}"
     surgery = config.surgery
     return text if surgery.mode == "none" else f"{text}; surgery: {surgery.mode}, {surgery.blocks} blocks"
@@ -106,7 +108,10 @@ def init_text(config: Config) -> str:
 
 def init_name(config: Config) -> str:
     """The last part of what `config.init` names; '' where it names nothing."""
-    return Path(str(config.init)).expanduser().resolve().name if config.init else ""
+    if not config.init:
+        return ""
+    place = located(config.init, "config.init")
+    return place.name if is_bucket(place) else os.path.basename(os.path.realpath(place))
 
 
 def start_word(config: Config) -> str:
