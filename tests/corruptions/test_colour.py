@@ -24,6 +24,7 @@ def test_operations_are_pillows_in_the_order_given(order: tuple[int, ...]) -> No
     assert np.abs(255.0 * np.asarray(ours) - np.asarray(expected, np.float64)).max() < 3.5  # it rounds thrice
 
 
+@pytest.mark.slow
 def test_factors_and_orders_are_drawn_for_each_key() -> None:
     """Brightness alone can be read off a grey image: its factor is uniform in [0.6, 1.4]; all six orders occur."""
     keys = jax.random.split(jax.random.key(0), 2000)

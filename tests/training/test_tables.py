@@ -77,6 +77,7 @@ def test_a_refresh_has_a_row_for_every_image(source, bank: str, devices: int) ->
     assert "MiB" in tables.describe()[0]
 
 
+@pytest.mark.slow
 def test_shuffled_bank_moves_rows(source) -> None:
     method, tables, state = made(source, {"method.control": "shuffled_bank"})
     state, _ = tables.refresh(method.passes, tables.adopt(state), lambda: False)
@@ -85,6 +86,7 @@ def test_shuffled_bank_moves_rows(source) -> None:
     np.testing.assert_allclose(tables.extras()["attention"](rows), own, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_changes_nothing(source) -> None:
     method, tables, state = made(source)
     state, asked = tables.adopt(state), iter([False, False, True])
