@@ -85,7 +85,7 @@ class Progress:
             self._estimate.lap(self.done - self._lap_done, now - self._lap)
             self._lap, self._lap_done = now, self.done
         since = now - (self._said or self._started)
-        if since >= (LINE_SECONDS if self._said else QUIET_SECONDS):
+        if since >= (LINE_SECONDS if self._said else QUIET_SECONDS) and self.done != self.total:
             self._said = now
             self._say(self.line())
 
@@ -110,8 +110,9 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._said and error is None:
-            seconds = time.perf_counter() - self._started
+            return
+        seconds = time.perf_counter() - self._started
+        if error is None and (self._said or seconds >= QUIET_SECONDS):
             self._say(f"{self.what}: {self.done:,} {self.unit} in {clock(seconds)}")
 
     def _say(self, text: str) -> None:

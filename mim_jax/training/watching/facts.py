@@ -88,9 +88,9 @@ def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> d
 
 
 def method_text(config: Config) -> str:
-    """'mae: mask_ratio 0.75, decoder_width 48'; options that are empty are left out."""
+    """'mae: mask ratio 0.75, decoder width 48'; options that are empty are left out."""
     options = {k: v for k, v in config.method.items() if k != "name" and v not in (None, "")}
-    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in options.items())
     return f"{config.method['name']}: {text}" if text else str(config.method["name"])
 
 
