@@ -29,7 +29,7 @@ from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.claims import Claim
 from mim_jax.training.divergence import read_divergence
-from mim_jax.training.inherit import inherit, with_encoder_of
+from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
@@ -87,7 +87,7 @@ class _Ready:
 def _ready(config: Config) -> _Ready:
     """Everything that a mistake can be found in before a directory is touched."""
     import_wandb(config)  # a missing package is said before anything is compiled
-    config = inherit(config)
+    given, config = config, inherit(config)
     train_source, test_source = (
         open_split(config.data, split, config.seed) for split in (config.data.split, config.data.test_split)
     )
@@ -121,7 +121,7 @@ def _ready(config: Config) -> _Ready:
         prefetch=config.data.prefetch,
         extras=extras | tables.extras(),
     )
-    lines = list(chosen(asked, config, len(train_source), side))
+    lines = [*without_effect(given, asked), *chosen(asked, config, len(train_source), side)]
     return _Ready(config, train_source, test_source, method, mesh, tables, shapes, optimiser, loader, lines)
 
 

@@ -13,7 +13,7 @@ from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import read_weights
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
-from mim_jax.models.vit import Params
+from mim_jax.models.vit import Params, ViTConfig
 from mim_jax.storage import located
 from mim_jax.tokenizers.teachers import CLIP_MEAN, CLIP_STD
 
@@ -27,7 +27,8 @@ def is_weights(init: str) -> bool:
 def with_network_of(config: Config, init: str) -> Config:
     """The configuration with the network that the weights `init` describe, and CLIP's normalisation if they are CLIP's.
 
-    Heads cannot be seen in most weights: config.model.heads, else width / 64. Own are drop path, dtype, attention and remat.
+    Heads cannot be seen in most weights: config.model.heads, else width / 64. Own are drop path, dtype, attention, remat and,
+    where one is set, the image size.
 
     Raises:
         WeightsError: the file cannot be read, or is no ViT that we have.
@@ -39,13 +40,22 @@ def with_network_of(config: Config, init: str) -> Config:
         for name in (field.name for field in dataclasses.fields(Model))
         if hasattr(vit, name) and name not in ("drop_path", "dtype", "attention", "remat", "image_size")
     }
-    size = vit.image_size[0] if vit.image_size[0] == vit.image_size[1] else vit.image_size
+    size: int | tuple[int, int] = (
+        vit.image_size[0] if vit.image_size[0] == vit.image_size[1] else vit.image_size
+    )
+    if config.model.image_size is not None:
+        size = config.model.image_size  # positions are resized
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=size, **same))
     if seen.pre_norm:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, mean=CLIP_MEAN, std=CLIP_STD)
         )
     return config
+
+
+def network_of(init: str, heads: int | None = None) -> ViTConfig:
+    """The network that a file of weights describes."""
+    return _read(init)[1].config(heads)
 
 
 def read_encoder(init: str) -> Params:

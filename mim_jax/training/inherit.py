@@ -1,26 +1,29 @@
 """What a run takes over from an earlier one: its network's shape, its data, and its encoder's parameters."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from etils.epath import Path
 
 from mim_jax.config.check import ConfigError, one_of
-from mim_jax.config.schema import Config, resolved
+from mim_jax.config.schema import Config, Model, resolved
 from mim_jax.config.variants import SWINS
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.rules import name_of
+from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import MODES, surgery
 from mim_jax.models.swin_config import SwinConfig
-from mim_jax.models.vit import Params, Trunk
+from mim_jax.models.vit import Params, Trunk, ViTConfig
 from mim_jax.storage import located
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.imported import is_weights, read_encoder, with_network_of
+from mim_jax.training.imported import is_weights, network_of, read_encoder, with_network_of
 from mim_jax.training.sharding import abstract
 from mim_jax.training.workdir import read_config, refuse_changed_config
 
+OWN = ("drop_path", "dtype", "attention", "remat", "image_size")
+"""Keys of the network that a run has for itself, whatever it starts from."""
 SHOWN = 5
 """Parameters named in an error."""
 
@@ -29,7 +32,7 @@ def inherit(config: Config) -> Config:
     """The configuration with the network, normalisation and (source=init) data of the run, or weights, `config.init`.
 
     Fixed sin-cos positions become learned ones that start from the same table, as in MAE's fine-tuning.
-    Own are: drop path, dtype, attention, remat.
+    Own are: drop path, dtype, attention, remat, and the image size where one is set.
 
     Raises:
         ConfigError: there is no such run, or source=init without one.
@@ -49,6 +52,7 @@ def _inherited(config: Config) -> Config:
     model = dataclasses.replace(
         donor.model,
         positions=positions,
+        image_size=donor.model.image_size if own.image_size is None else own.image_size,
         drop_path=own.drop_path,
         dtype=own.dtype,
         attention=own.attention,
@@ -59,6 +63,16 @@ def _inherited(config: Config) -> Config:
         same = ("source", "split", "test_split", "data_dir", "on_bad_image", "crops_per_picture")
         data = dataclasses.replace(data, **{name: getattr(donor.data, name) for name in same})
     return dataclasses.replace(config, model=model, data=data)
+
+
+def without_effect(asked: Config, made: Config) -> list[str]:
+    """Lines for keys of the network that were set, and are not what the network of `config.init` has."""
+    lines = []
+    for field in dataclasses.fields(Model):
+        wanted, there = getattr(asked.model, field.name), getattr(made.model, field.name)
+        if asked.init and field.name not in OWN and wanted not in (field.default, there):
+            lines.append(f"model.{field.name}={there}, that of config.init; {wanted} has no effect")
+    return lines
 
 
 def _cut_short(config: Config) -> Config:
@@ -134,12 +148,16 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
         ConfigError: naming the parameters that do not fit.
     """
     if is_weights(init):
-        encoder, donor = read_encoder(init), method
+        encoder = read_encoder(init)
+        net: ViTConfig | SwinConfig = network_of(init, method.config.model.heads)
     else:
         _, donor, given, _ = read_run(located(init, "config.init"))
-        encoder = dict(given["encoder"])
-    if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
-        encoder["pos_embed"] = Trunk(donor.vit).apply({}, method="positions")
+        encoder, net = dict(given["encoder"]), donor.net
+    if "pos_embed" in params["encoder"]:
+        if "pos_embed" not in encoder:
+            encoder["pos_embed"] = Trunk(cast(ViTConfig, net)).apply({}, method="positions")
+        table, grid = encoder["pos_embed"], method.vit.grid
+        encoder["pos_embed"] = resize_positions(table, net.grid, grid, prefix=method.vit.prefix)
     encoder = _operated(encoder, method, params)
     there = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}
     wrong: list[str] = []

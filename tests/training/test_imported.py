@@ -11,10 +11,11 @@ from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import write_weights
 from mim_jax.interop.vit import encoder_from
 from mim_jax.methods import build_method, complete_options
+from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import shuffled_order
 from mim_jax.models.vit import ViT
 from mim_jax.training.imported import read_imported
-from mim_jax.training.inherit import inherit, with_encoder_of
+from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
 
 WIDTH, PATCH, GRID = 64, 4, 4
 
@@ -130,3 +131,26 @@ def test_surgery_before_the_start(weights) -> None:
             started_from(weights, "finetune", **change)
     with pytest.raises(ConfigError, match=r"pass --config\.init"):
         inherited("supervised", **{"surgery.mode": "shuffle"})
+
+
+def test_another_image_size_resizes_the_positions(weights) -> None:
+    """config.model.image_size with config.init: a bigger grid, whose table is the old one, interpolated; CLS keeps its row."""
+    method, params = started_from(weights, "finetune", **{"model.image_size": 32})
+    assert method.vit.image_size == (32, 32) and method.vit.grid == (32 // PATCH, 32 // PATCH)
+    given, made = np.asarray(state()["pos_embed"]), np.asarray(params["encoder"]["pos_embed"])
+    assert made.shape == (1, 1 + method.vit.num_patches, WIDTH)
+    np.testing.assert_allclose(made[:, 0], given[:, 0], atol=1e-6)
+    old = (16 // PATCH, 16 // PATCH)
+    expected = resize_positions(jax.numpy.asarray(given), old, method.vit.grid)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_a_key_without_effect_is_said(finished_run) -> None:
+    """The network is that of the run; a key that says otherwise is not silently ignored."""
+    values = {"init": str(finished_run), "data.source": "init", "data.batch_size": 8, "model.image_size": 16}
+    values |= {"model.depth": 3, "model.variant": "mu"}  # the variant is as it is there
+    asked = check(override(load("finetune"), values))
+    made = inherit(asked)
+    assert made.model.image_size == 16
+    assert without_effect(asked, made) == ["model.depth=2, that of config.init; 3 has no effect"]
+    assert without_effect(made, made) == []
