@@ -130,6 +130,12 @@ def float32_products(optimised: str) -> list[str]:
     return [line.strip() for line in optimised.splitlines() if call.search(line) and _float32_operands(line)]
 
 
+def operation(line: str) -> str:
+    """Which operation of ours a line of an optimised program comes from, and what it makes."""
+    named = re.search(r'op_name="([^"]*)"', line)
+    return f"{line.partition(' = ')[2][:60]} ... {named[1] if named else ''}"
+
+
 def _float32_operands(line: str) -> bool:
     inside = line.partition("(")[2]
     return bool(re.search(r"^[^)]*f32\[\d", inside))
@@ -190,6 +196,8 @@ def main(platform: str, names: Sequence[str]) -> None:
         reduced = {dtype: 0 for dtype, _ in all_reduce_types(text)}
         for dtype, elements in all_reduce_types(text):
             reduced[dtype] += elements
+        wrong = bfloat16_sums(text) + float32_products(text)
+        print("".join(f"    {operation(line)}\n" for line in wrong), end="")
         print(
             f"{name}: {len(bfloat16_sums(text))} bfloat16 sums, {len(float32_products(text))} float32 products,"
             f" reduced over devices {reduced}, temporaries {memory.temp_size_in_bytes / 2**30:.2f} GiB",
