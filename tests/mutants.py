@@ -398,7 +398,7 @@ MUTANTS = (
     M("methods/mapet.py", "1 + round(self.vit.num_patches / 4)", "round(self.vit.num_patches / 4)"),
     M("methods/mapet.py", "targets = order[:, self.context :] - 1", "targets = order[:, self.context :]"),
     M("methods/mapet.py", '("pim", "full_pim")\n', '("pim",)\n'),
-    M("methods/mim.py", "round(0.75 * length)", "round(0.6 * length)"),
+    M("methods/mim.py", "round(options.mask_ratio * length)", "round((1 - options.mask_ratio) * length)"),
     M(
         "methods/token_method.py",
         "jnp.argmax(log_probability, axis=-1) == labels",

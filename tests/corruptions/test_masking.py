@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax.corruptions.attention_driven import num_masked_and_thrown
 from mim_jax.corruptions.masking import (
     block_mask,
     blocks_from_draws,
     mask_from_noise,
     masked_first,
     num_kept,
+    num_units_masked,
     random_mask,
     split_by_noise,
     top_up,
 )
+from tests.conftest import official_optimisers
 
 
 def test_counts_follow_mae() -> None:
@@ -122,3 +125,16 @@ def test_equal_noise_goes_by_index() -> None:
     assert mask_from_noise(flat, 7).tolist() == [[False] * 5 + [True] * 7] * 2
     first, rest = masked_first(jnp.asarray([False, True, True, False, True]), 3)
     assert first.tolist() == [1, 2, 4] and rest.tolist() == [0, 3]
+
+
+def test_counts_are_those_of_the_releases() -> None:
+    """MAE's kept patches, SimMIM's masked units, AMT's masked, thrown and visible patches, as the papers' code counted them."""
+    listed = official_optimisers()
+    for patches, ratio, kept in listed["mae"]["keep"]:
+        assert num_kept(patches, ratio) == kept
+    for size, unit, patch, ratio, units, masked in listed["simmim"]["mask_units"]:
+        grid = (size // patch, size // patch)
+        assert (size // unit) ** 2 == units and num_units_masked(grid, unit // patch, ratio) == masked
+    for patches, mask, throw, masked, thrown, visible in listed["amt"]["counts"]:
+        assert num_masked_and_thrown(patches, mask, throw) == (masked, thrown)
+        assert patches - masked - thrown == visible
