@@ -138,3 +138,8 @@ def test_counts_are_those_of_the_releases() -> None:
     for patches, mask, throw, masked, thrown, visible in listed["amt"]["counts"]:
         assert num_masked_and_thrown(patches, mask, throw) == (masked, thrown)
         assert patches - masked - thrown == visible
+
+
+def test_the_patches_of_smallest_noise_are_visible_in_order_of_noise() -> None:
+    visible, hidden = split_by_noise(jnp.asarray([0.3, 0.1, 0.2, 0.5, 0.4]), 2)
+    assert visible.tolist() == [1, 2] and hidden.tolist() == [0, 4, 3]
