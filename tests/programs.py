@@ -125,20 +125,25 @@ def bfloat16_sums(optimised: str) -> list[str]:
 
 
 def float32_products(optimised: str) -> list[str]:
-    """Lines of an optimised HLO program with a matrix product (dot, or a GPU's library call) of float32 inputs."""
-    call = re.compile(r" (?:dot|convolution)\(|custom_call_target=\"__cublas")
-    return [line.strip() for line in optimised.splitlines() if call.search(line) and _float32_operands(line)]
+    """Lines of an optimised HLO program with a matrix product (dot, convolution, a GPU's library call) of a float32 input."""
+    call = re.compile(r" (?:dot|convolution|custom-call)\(([^)]*)\)")
+    types = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", optimised))
+    types |= dict(re.findall(r"[(,] ?%?([\w.\-]+): (\w+)\[", optimised))  # parameters of fused computations
+
+    def takes_float32(line: str) -> bool:
+        match = call.search(line)
+        if match is None or ("custom-call" in match[0] and "__cublas" not in line):
+            return False
+        operands = re.findall(r"%([\w.\-]+)", match[1])[:2]
+        return any(types.get(name) == "f32" for name in operands)
+
+    return [line.strip() for line in optimised.splitlines() if takes_float32(line)]
 
 
 def operation(line: str) -> str:
     """Which operation of ours a line of an optimised program comes from, and what it makes."""
     named = re.search(r'op_name="([^"]*)"', line)
     return f"{line.partition(' = ')[2][:60]} ... {named[1] if named else ''}"
-
-
-def _float32_operands(line: str) -> bool:
-    inside = line.partition("(")[2]
-    return bool(re.search(r"^[^)]*f32\[\d", inside))
 
 
 def trace_step(method: Method, batch: dict[str, Any], mesh: Mesh, artefacts: Any) -> Any:

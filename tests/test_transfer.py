@@ -53,7 +53,7 @@ def test_probe_left_its_metrics_and_its_confusion_matrix(probed: Path) -> None:
     assert last(probed, "eval/top1_stderr") == pytest.approx((top1 * (1 - top1) / images) ** 0.5)
     assert 0.2 < last(probed, "eval/top1") <= last(probed, "eval/top5") <= 1
     page = (probed / "report.html").read_text()
-    assert "Confusion" in page and "mean per class" in page and (probed / "confusion.png").exists()
+    assert "Confusion matrix" in page and "mean over classes" in page and (probed / "confusion.png").exists()
     with Checkpoints((probed / "checkpoints").absolute()) as checkpoints:
         tree = checkpoints.metadata(checkpoints.steps()[-1])["tree"]
     assert set(tree["artefacts"]) == {"mean", "variance"}  # features are made anew, not saved
