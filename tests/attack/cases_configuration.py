@@ -1,14 +1,14 @@
 """Mistakes of configuration: values out of range or of another kind, keys that are not there, files that are none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.attack.case import Act, Case, compare, config_file, main, tokenize, train
+from tests.attack.case import Act, Case, config_file, main, train
 
 AREA = "configuration"
 
 
-def _set(*overrides: str, config: str = "mapet") -> Callable[[Path], Act]:
+def with_settings(*overrides: str, config: str = "mapet") -> Callable[[Path], Act]:
     return lambda tmp: train(tmp / "run", *overrides, config=config)
 
 
@@ -18,7 +18,9 @@ def _values(says: str, *settings: str, config: str = "mapet") -> list[Case]:
     for setting in settings:
         key = setting.partition("=")[0].replace(".", r"\.")
         name = f"{config} {setting[:60]}"
-        cases.append(Case(AREA, name, _set(setting, config=config), says=rf"config\.{key}.*({says})"))
+        cases.append(
+            Case(AREA, name, with_settings(setting, config=config), says=rf"config\.{key}.*({says})")
+        )
     return cases
 
 
@@ -245,26 +247,46 @@ CROSSED = [
     Case(
         AREA,
         "amt thrown",
-        _set("schedule.steps=None", "method.throw_ratio=1", config="amt"),
+        with_settings("schedule.steps=None", "method.throw_ratio=1", config="amt"),
         says="throw_ratio",
     ),
-    Case(AREA, "min_lr above lr", _set("schedule.min_lr=5"), says="min_lr=5 is above the peak rate"),
-    Case(AREA, "warmup_lr above lr", _set("schedule.warmup_lr=5"), says="warmup_lr=5 is above the peak rate"),
-    Case(AREA, "knn_layer", _set("eval.knn=True", "eval.knn_layer=99"), says=r"knn_layer=99.*0\.\.1"),
-    Case(AREA, "warm-up longer", _set("schedule.warmup_steps=9"), says="warmup_steps=9 is longer"),
-    Case(AREA, "heads", _set("model.heads=5"), says="width=32 cannot be split into config.model.heads=5"),
+    Case(AREA, "min_lr above lr", with_settings("schedule.min_lr=5"), says="min_lr=5 is above the peak rate"),
     Case(
-        AREA, "patch above the image", _set("model.patch=64"), says="multiple of config.model.patch=64.*is 64"
+        AREA,
+        "warmup_lr above lr",
+        with_settings("schedule.warmup_lr=5"),
+        says="warmup_lr=5 is above the peak rate",
     ),
-    Case(AREA, "image_size", _set("model.image_size=9"), says="the nearest is 8"),
-    Case(AREA, "image_size pair", _set("model.image_size=(9,15)"), says=r"the nearest is \(8, 16\)"),
-    Case(AREA, "accumulation", _set("optim.accumulation=3"), says="batch_size=16 cannot be split evenly"),
-    Case(AREA, "fsdp", _set("mesh.fsdp=3"), says="fsdp=3 x tensor=1 does not divide"),
-    Case(AREA, "mesh.data", _set("mesh.data=0"), says="data=0 x fsdp=1"),
+    Case(
+        AREA, "knn_layer", with_settings("eval.knn=True", "eval.knn_layer=99"), says=r"knn_layer=99.*0\.\.1"
+    ),
+    Case(AREA, "warm-up longer", with_settings("schedule.warmup_steps=9"), says="warmup_steps=9 is longer"),
+    Case(
+        AREA,
+        "heads",
+        with_settings("model.heads=5"),
+        says="width=32 cannot be split into config.model.heads=5",
+    ),
+    Case(
+        AREA,
+        "patch above the image",
+        with_settings("model.patch=64"),
+        says="multiple of config.model.patch=64.*is 64",
+    ),
+    Case(AREA, "image_size", with_settings("model.image_size=9"), says="the nearest is 8"),
+    Case(AREA, "image_size pair", with_settings("model.image_size=(9,15)"), says=r"the nearest is \(8, 16\)"),
+    Case(
+        AREA,
+        "accumulation",
+        with_settings("optim.accumulation=3"),
+        says="batch_size=16 cannot be split evenly",
+    ),
+    Case(AREA, "fsdp", with_settings("mesh.fsdp=3"), says="fsdp=3 x tensor=1 does not divide"),
+    Case(AREA, "mesh.data", with_settings("mesh.data=0"), says="data=0 x fsdp=1"),
     Case(
         AREA,
         "cls pool without cls",
-        _set(
+        with_settings(
             "model.cls=False",
             "eval.knn=True",
             "eval.knn_pool=cls",
@@ -273,18 +295,18 @@ CROSSED = [
         ),
         says="no CLS token",
     ),
-    Case(AREA, "mlp of no channel", _set("model.mlp_ratio=0.001"), says="mlp_ratio=0.001 leaves"),
+    Case(AREA, "mlp of no channel", with_settings("model.mlp_ratio=0.001"), says="mlp_ratio=0.001 leaves"),
     Case(
         AREA,
         "sincos width",
-        _set("model.positions=sincos_2d", "model.width=34", "model.heads=2"),
+        with_settings("model.positions=sincos_2d", "model.width=34", "model.heads=2"),
         says="multiple of 4",
     ),
-    Case(AREA, "context beyond", _set("method.context=17"), says="context=17"),
+    Case(AREA, "context beyond", with_settings("method.context=17"), says="context=17"),
     Case(
         AREA,
         "too many steps",
-        _set(
+        with_settings(
             "schedule.steps=None",
             "schedule.epochs=1e6",
             "data.source=synthetic:1000000:8",
@@ -292,19 +314,19 @@ CROSSED = [
         ),
         says="epochs=.* are 1e.12 steps",
     ),
-    Case(AREA, "source=init without init", _set("data.source=init"), says="source=init"),
-    Case(AREA, "surgery without init", _set("surgery.mode=reinit"), says="config.init"),
-    Case(AREA, "vit method on a swin", _set("model.variant=swinv2_mu"), says="needs a ViT"),
+    Case(AREA, "source=init without init", with_settings("data.source=init"), says="source=init"),
+    Case(AREA, "surgery without init", with_settings("surgery.mode=reinit"), says="config.init"),
+    Case(AREA, "vit method on a swin", with_settings("model.variant=swinv2_mu"), says="needs a ViT"),
 ]
 MEMORY = [
-    Case(AREA, "batch of a thousand million", _set("data.batch_size=999999999", config="mae"), says="config.data.batch_size"),
-    Case(AREA, "image of 100000", _set("model.image_size=100000", config="mae"), says="config.model.image_size"),
-    Case(AREA, "image of 100000, mapet", _set("model.image_size=100000", "augment.crop=random_resized"), says="config.model.image_size"),
-    Case(AREA, "image of 1048576, patch 1", _set("model.image_size=1048576", "model.patch=1", config="simmim"), says="config.model.image_size"),
-    Case(AREA, "evaluation of a thousand million", _set("eval.batch_size=999999999", config="mae"), says="config.eval.batch_size"),
-    Case(AREA, "width of 65536", _set("model.width=65536", "model.heads=64", "model.depth=200", config="mae"), says="config.model"),
-    Case(AREA, "crops by the million", _set("data.source=photos", "data.crops_per_picture=1000000", "data.prefetch=1024", "data.batch_size=100000000", config="mae"), says="config.data.batch_size"),
-    Case(AREA, "prefetch of 1024 large batches", _set("data.prefetch=1024", "data.batch_size=16384", "model.image_size=224", config="mae"), says="config.data"),
+    Case(AREA, "batch of a thousand million", with_settings("data.batch_size=999999999", config="mae"), says="config.data.batch_size"),
+    Case(AREA, "image of 100000", with_settings("model.image_size=100000", config="mae"), says="config.model.image_size"),
+    Case(AREA, "image of 100000, mapet", with_settings("model.image_size=100000", "augment.crop=random_resized"), says="config.model.image_size"),
+    Case(AREA, "image of 1048576, patch 1", with_settings("model.image_size=1048576", "model.patch=1", config="simmim"), says="config.model.image_size"),
+    Case(AREA, "evaluation of a thousand million", with_settings("eval.batch_size=999999999", config="mae"), says="config.eval.batch_size"),
+    Case(AREA, "width of 65536", with_settings("model.width=65536", "model.heads=64", "model.depth=200", config="mae"), says="config.model"),
+    Case(AREA, "crops by the million", with_settings("data.source=photos", "data.crops_per_picture=1000000", "data.prefetch=1024", "data.batch_size=100000000", config="mae"), says="config.data.batch_size"),
+    Case(AREA, "prefetch of 1024 large batches", with_settings("data.prefetch=1024", "data.batch_size=16384", "model.image_size=224", config="mae"), says="config.data"),
 ]  # fmt: skip
 
 
@@ -344,158 +366,4 @@ KEYS = [
     )
 ]
 
-
-def _file(text: str | bytes, preset: str = "") -> Callable[[Path], Act]:
-    def build(tmp: Path) -> Act:
-        path = tmp / "mine.py"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return main([f"--config={path}{preset}", f"--workdir={tmp / 'run'}"])
-
-    return build
-
-
-WHOLE = "from mim_jax.config.check import default_config\ndef get_config(preset=None):\n    c = default_config()\n"
-FILES = [
-    Case(AREA, f"file {name}", _file(text, preset), says=says)
-    for name, text, preset, says in (
-        ("empty", "", "", "defines no function get_config"),
-        ("syntax", "def get_config(:\n", "", r"mine\.py, line 1, is no Python"),
-        ("indentation", "def get_config():\nreturn 1\n", "", "line 2, is no Python"),
-        ("null byte", b"x = 1\0\n", "", r"mine\.py"),
-        ("latin-1", "# caf\xe9\n".encode("latin-1"), "", r"mine\.py"),
-        ("raises at import", "import no_such_module\n", "", "line 1, raised ModuleNotFoundError"),
-        ("raises", "def get_config(p=None):\n    return 1 / 0\n", "", "line 2, raised ZeroDivisionError"),
-        ("raises an empty error", "def get_config(p=None):\n    raise ValueError\n", "", "line 2, raised ValueError"),
-        ("exits", "raise SystemExit(0)\n", "", "raised SystemExit"),
-        ("recursion", "def get_config(p=None):\n    return get_config(p)\n", "", "raised RecursionError"),
-        ("returns nothing", "def get_config(p=None):\n    pass\n", "", "returns nothing"),
-        ("returns a dict", "def get_config(p=None):\n    return {}\n", "", "returns dict"),
-        ("get_config is a number", "get_config = 5\n", "", "no function get_config"),
-        ("takes no preset", "def get_config():\n    pass\n", ":demo", "takes no preset"),
-        ("no method", WHOLE + "    return c\n", "", "config.method.name is missing"),
-        ("unknown method", WHOLE + "    c.method.unlock()\n    c.method.name = 'x'\n    return c\n", "", "config.method.name is 'x'"),
-        ("method is a list", WHOLE + "    c.method.unlock()\n    c.method.name = [1]\n    return c\n", "", "config.method.name"),
-        ("misspelt key", WHOLE + "    c.optm.lr = 1\n    return c\n", "", "line 4, raised"),
-        ("section as a value", WHOLE + "    c.unlock()\n    c.optim = 5\n    return c\n", "", "line 5, raised TypeError"),
-        ("number as a key", WHOLE + "    c.unlock()\n    c[5] = 5\n    return c\n", "", "unknown key config.5|raised"),
-        ("unknown section", WHOLE + "    c.unlock()\n    c.more = 5\n    return c\n", "", "unknown key config.more"),
-        ("a set", WHOLE + "    c.unlock()\n    c.seed = {1}\n    return c\n", "", "line 5, raised TypeError"),
-        ("huge seed", WHOLE + "    c.unlock()\n    c.seed = 10**400\n    return c\n", "", "config.seed"),
-        ("huge rate", WHOLE + "    c.unlock()\n    c.optim.lr = 10**400\n    return c\n", "", "config.optim.lr|raised"),
-    )
-]  # fmt: skip
-NAMES = [
-    Case(AREA, f"--config {name}", lambda tmp, given=given: main([*given]), says=says)
-    for name, given, says in (
-        ("not given", [], "no configuration was given"),
-        ("empty", ["--config="], "no configuration was given"),
-        ("missing", ["--config=configs/mapett.py"], r"did you mean configs/mapet\.py\?"),
-        ("unknown name", ["--config=mappet"], r"did you mean mapet\?"),
-        ("directory", ["--config=/"], "is a directory"),
-        ("without a value", ["--config"], "--config"),
-        ("very long", ["--config=" + "x" * 5000], "configuration file"),
-        ("unknown preset", ["--config=mapet:cifar11"], r"did you mean cifar10\?"),
-        ("null character", ["--config=a\0b"], "does not exist"),
-    )
-]
-
-
-def _comparison(*arguments: str) -> Callable[[Path], Act]:
-    def build(tmp: Path) -> Act:
-        return compare(["--config=compare", f"--workdir={tmp / 'c'}", "--config.data=/nowhere", *arguments])
-
-    return build
-
-
-OTHERS = [
-    Case(AREA, f"compare {' '.join(given)}", _comparison(*given), says=says)
-    for given, says in (
-        (["--config.seeds=0"], "does not exist"),  # one seed is legitimate; the folder is not there
-        (["--config.seeds=()"], "config.seeds"),
-        (["--config.seeds=0,0"], "different"),
-        (["--config.seeds=a"], "config.seeds"),
-        (["--config.seeds=-1"], "config.seeds"),
-        (["--config.seeds=0,1.5"], "config.seeds"),
-        (["--config.seeds=18446744073709551616"], "config.seeds"),
-        (["--config.budget=hours"], "config.budget"),
-        (["--config.budget=seconds", "--config.seconds=nan"], "config.seconds"),
-        (["--config.budget=seconds", "--config.seconds=-5"], "config.seconds"),
-        (["--config.calibration_steps=1"], "config.calibration_steps"),
-        (["--config.only=maee"], "did you mean mae"),
-        (["--config.columns=()"], "config.columns"),
-        (["--config.columns=5"], "config.columns"),
-        (["--config.arms=5"], "config.arms is a section"),
-        (["--jobs=0"], "--jobs=0"),
-        (["--jobs=x"], "--jobs"),
-        (["--config.sed=1"], "unknown key config.sed"),
-    )
-]  # fmt: skip
-
-
-def _task(config: str, *arguments: str) -> Callable[[Path], Act]:
-    return lambda tmp: main([f"--config={config}", f"--workdir={tmp / 'run'}", *arguments])
-
-
-def _tasks(config: str, more: Sequence[str], *cases: tuple[str, str]) -> list[Case]:
-    return [
-        Case(AREA, f"{config} {argument}", _task(config, *more, f"--config.{argument}"), says=says)
-        for argument, says in cases
-    ]
-
-
-JOBS = [
-    *_tasks("analyze", (), ("runs=", "names no run"), ("runs=/no/where", "/no/where")),
-    *_tasks(
-        "analyze",
-        ("--config.runs=a",),
-        ("job.units=inch", "one of"),
-        ("job.cls=keep", "one of"),
-        ("job.cka=fast", "one of"),
-        ("job.images=1", "at least 4"),
-        ("job.batch=0", "at least 1"),
-        ("job.pictures=-1", "at least 0"),
-        ("job.step=-1", "at least 0"),
-    ),
-    *_tasks(
-        "tokenizer",
-        (),
-        ("job.teacher=clip", "one of"),
-        ("job.vocabulary=0", "at least 2"),
-        ("job.iterations=0", "at least 1"),
-        ("job.restarts=-1", "at least 1"),
-        ("job.mode=online", "one of"),
-        ("job.start=random", "one of"),
-        ("job.features_dtype=int8", "one of"),
-        ("job.image_size=0", "at least 1"),
-        ("job.patch=0", "at least 1"),
-        ("job.points_per_code=0", "at least 1"),
-        ("job.vocabluary=5", "did you mean config.job.vocabulary"),
-        ("augment.flip=True", "fixed view"),
-    ),
-    *_tasks("gallery", (), ("model.patch=0", "at least 1"), ("seed=-1", "at least 0")),
-    Case(AREA, "tokenize without weights", lambda tmp: tokenize(["--config=mapet"]), says="weights is empty"),
-    Case(
-        AREA,
-        "tokenize batch_size",
-        lambda tmp: tokenize(["--config=mapet", "--batch_size=0"]),
-        says="batch_size",
-    ),
-    Case(AREA, "tokenize no config", lambda tmp: tokenize([]), says="--config"),
-    Case(AREA, "tokenize mae", lambda tmp: tokenize(["--config=mae"]), says="no token ids"),
-]
-LEGITIMATE = [
-    Case(AREA, f"legitimate {' '.join(given)}", _set(*given, config=config), accepted=True, seconds=60.0)
-    for config, given in (
-        ("mae", ["model.layer_scale=0.1"]),
-        ("mae", ["model.relative_bias=per_block"]),
-        ("mapet", ["model.relative_bias=shared"]),
-        ("mae", ["optim.lr=0"]),
-        ("mae", ["eval.knn_k=5"]),
-        ("mae", ["model.image_size=(32,64)", "augment.eval_crop=squash"]),
-        ("mae", ["seed=4294967295"]),
-    )
-]
-CASES = [
-    *BELOW, *NEGATIVE, *ABOVE, *ZERO, *NOT_FINITE, *KINDS, *WORDS, *METHODS, *CROSSED, *MEMORY, *KEYS, *FILES, *NAMES,
-    *OTHERS, *JOBS, *LEGITIMATE,
-]  # fmt: skip
+CASES = [*BELOW, *NEGATIVE, *ABOVE, *ZERO, *NOT_FINITE, *KINDS, *WORDS, *METHODS, *CROSSED, *MEMORY, *KEYS]
