@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from mim_jax.corruptions.colour import jitter, jitter_with
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-IMAGE = np.random.default_rng(0).integers(20, 230, (8, 12, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers((120, 60, 20), (200, 150, 60), (8, 12, 3), np.uint8)  # reddish
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
