@@ -45,7 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "corruptions/attention_driven.py": ("corruptions/test_attention_driven.py",),
     "targets/pixels.py": ("targets/test_pixels.py", "targets/test_local_norm.py"),
     "training/keys.py": ("training/test_keys.py",),
-    "training/step.py": ("training/test_step.py", "training/test_keys.py"),
+    "training/step.py": ("training/test_keys.py", "training/test_step.py"),
     "training/optimiser.py": ("training/test_optimiser.py", "methods/test_classify.py"),
     "training/epochs.py": ("methods/test_amt.py",),
     "data/keys.py": ("data/test_order.py", "data/test_crop.py"),

@@ -12,8 +12,10 @@ from mim_jax.targets.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     denormalise,
+    flip_where,
     normalise_patches,
     patchify,
+    to_unit,
     unpatchify,
 )
 
@@ -124,3 +126,15 @@ def test_variances_are_torchs() -> None:
     joint = torch.tensor(values)
     expected = (joint - joint.mean(-1, keepdim=True)) / (joint.var(-1, keepdim=True) + 1e-6) ** 0.5
     np.testing.assert_allclose(normalise_patches(jnp.asarray(values), "joint"), expected, atol=2e-6)
+
+
+def test_images_become_shares_and_are_mirrored_left_to_right_where_asked() -> None:
+    images = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    images[0, 0, 0] = 255
+    unit = to_unit(jnp.asarray(images))
+    assert unit.dtype == jnp.float32 and float(unit.max()) == 1.0
+    np.testing.assert_allclose(unit, images / 255.0, rtol=1e-6)
+    assert to_unit(unit) is unit
+    flipped = np.asarray(flip_where(unit, jnp.asarray([False, True])))
+    np.testing.assert_array_equal(flipped[0], unit[0])
+    np.testing.assert_array_equal(flipped[1], np.asarray(unit)[1, :, ::-1])

@@ -1,5 +1,7 @@
 """Randomness is a function of (seed, purpose, draw, example), and of each of them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,30 @@ def test_keys_are_those_of_earlier_versions() -> None:
 
 
 @pytest.mark.slow
+class Spy:
+    """A method that says whether corrupt and forward were given the same keys."""
+
+    config = SimpleNamespace(seed=0)
+
+    def corrupt(self, keys, data, artefacts):
+        return {"keys": jax.random.key_data(keys)}
+
+    def forward(self, params, view, keys, train):
+        return {"keys": jax.random.key_data(keys)}
+
+    def loss(self, outputs, view):
+        same = jnp.all(outputs["keys"] == view["keys"], axis=-1)
+        return {"same": (same.astype(jnp.float32), jnp.ones(len(same)))}
+
+    def collect(self, artefacts, outputs):
+        return artefacts
+
+
+def test_what_is_hidden_and_what_is_dropped_have_keys_of_their_own() -> None:
+    same, count = term_sums(Spy(), {}, batch(8), {})[0]["same"]
+    assert (float(same), float(count)) == (0.0, 8.0)
+
+
 @pytest.mark.parametrize("file", ["mae", "mapet", "beyond_masking"])
 def test_another_epoch_draws_another_corruption(file: str) -> None:
     """The train step's own keys: the same examples in another epoch have other masks or orders, and so another loss."""
