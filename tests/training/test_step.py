@@ -9,7 +9,7 @@ from small import artefacts, batch, small_method
 from mim_jax.config.schema import Mesh
 from mim_jax.data import place
 from mim_jax.methods.protocol import Method
-from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.optimiser import learning_rate, make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
 from mim_jax.training.step import gradients, make_train_step
@@ -126,3 +126,25 @@ def test_accumulation_of_a_real_method_and_moving_average() -> None:
 def test_all_devices_make_a_mesh() -> None:
     mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_the_count_the_rate_and_the_average_of_one_update() -> None:
+    """Update 0 has the rate of step 0; the average keeps 0.9 of itself and takes a tenth of the new parameters."""
+    method = small_method("mae", {"optim.ema": 0.9, "optim.lr": 1e-2, "schedule.warmup_steps": 0})
+    mesh = mesh_of(1)
+    optimiser = make_optimiser(
+        method.config, method.rules, jax.eval_shape(method.init_params, jax.random.key(0)), 6.0
+    )
+    state = create_state(method, optimiser, {}, ema=True, mesh=mesh)
+    before = jax.tree.map(np.asarray, state.params)
+    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, 6.0)
+    state, metrics = step(state, place(batch(16), batch_sharding(mesh)))
+    assert int(state.step) == 1
+    assert (
+        float(metrics["lr"]) == pytest.approx(1e-2, rel=1e-6) == float(learning_rate(0, method.config, 6.0))
+    )
+    assert float(learning_rate(1, method.config, 6.0)) < 0.9999e-2
+    for old, new, average in zip(
+        jax.tree.leaves(before), jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True
+    ):
+        np.testing.assert_allclose(average, 0.9 * old + 0.1 * np.asarray(new), rtol=1e-5, atol=1e-8)
