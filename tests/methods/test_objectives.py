@@ -231,3 +231,15 @@ def test_a_vocabulary_larger_than_the_images_is_one_sentence() -> None:
         ConfigError, match=r"config.method.vocabulary=5000 is too large .* choose a smaller one"
     ):
         artefacts(method)
+
+
+def test_which_objectives_have_mask_tokens_among_their_keys() -> None:
+    """MaPeT and its groups show later targets as MASK with a position; permuted prediction, with or without context, does not."""
+    have = {name: objective(name).mask_tokens for name in OBJECTIVES if name != "mim"}
+    assert have == {"mapet": True, "grouped": True, "pim": False, "full_pim": False}
+
+
+def test_mim_hides_the_share_of_patches_that_is_asked_for() -> None:
+    small = {"method.num_masked": None, "method.min_block": 2}
+    assert small_method("beit", {**small, "method.mask_ratio": 0.75}).num_masked == 12
+    assert small_method("beit", {**small, "method.mask_ratio": 0.25}).num_masked == 4
