@@ -92,6 +92,19 @@ def test_cached_and_online_tokens_are_the_same(tokenizer, cache) -> None:
     assert any("runs in every step" in line for line in online.remarks)
 
 
+def test_the_tokenizers_image_is_flipped_with_the_networks(tokenizer) -> None:
+    """Ids of a flipped example are those of its mirrored image, not of the image as it was loaded."""
+    method = method_of(**{"method.weights": tokenizer})
+    image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    flip = np.array([False, True, True, False])
+    mirrored = np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+    ids = method.labels({"teacher": image, "flip": flip}, None, method.frozen)
+    expected = method.labels({"teacher": mirrored, "flip": np.zeros(4, bool)}, None, method.frozen)
+    np.testing.assert_array_equal(ids, expected)
+    unflipped = method.labels({"teacher": image, "flip": np.zeros(4, bool)}, None, method.frozen)
+    assert (np.asarray(ids) != np.asarray(unflipped)).any(axis=1).tolist() == flip.tolist()
+
+
 def held_out_loss(method, tmp_path: Path, parameters) -> dict[str, float]:
     """Of untrained parameters, on a part of the held-out digits."""
     config = method.config

@@ -276,6 +276,22 @@ def test_maps_without_cls_take_the_mean_query() -> None:
 
 
 @pytest.mark.slow
+def test_attention_maps_follow_their_patches() -> None:
+    """Without positions, exchanging two patches exchanges their two weights: the CLS token is not in the map."""
+    method = amt()
+    params = shaken(method, 0.1)
+    params["encoder"]["pos_embed"] = jnp.zeros_like(params["encoder"]["pos_embed"])
+    images = np.array(batch(2, 32)["image"])
+    exchanged = images.copy()
+    exchanged[:, :4, :4], exchanged[:, 28:, 28:] = images[:, 28:, 28:], images[:, :4, :4]
+    maps, moved = (np.asarray(attention_maps(method, params, jnp.asarray(x))) for x in (images, exchanged))
+    expected = maps.copy()
+    expected[:, 0, 0], expected[:, 7, 7] = maps[:, 7, 7], maps[:, 0, 0]
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+    assert np.abs(maps - expected).max() > 1e-3
+
+
+@pytest.mark.slow
 def test_same_indices_on_one_two_and_eight_devices() -> None:
     """T13, and issue 5 point 4: the same bank, the same indices."""
     method = driven(amt())
