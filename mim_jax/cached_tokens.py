@@ -9,7 +9,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from mim_jax.data import Source, TokenCache
+from mim_jax.data import Dataset, TokenCache
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import Method
 from mim_jax.storage import located
@@ -22,7 +22,7 @@ Rows = dict[str, Callable[[Any], Any]]
 """A key of the batch -> function from the numbers of examples to their rows."""
 
 
-def training_tokens(method: Method, source: Source) -> Rows:
+def training_tokens(method: Method, source: Dataset) -> Rows:
     """What the training batches hold beside the images; nothing where the method asks for no tokens.
 
     Raises:
@@ -33,7 +33,7 @@ def training_tokens(method: Method, source: Source) -> Rows:
     return _tokens(method, _folder(method), source, method.input_spec.crop)
 
 
-def held_out_tokens(method: Method, source: Source) -> Rows:
+def held_out_tokens(method: Method, source: Dataset) -> Rows:
     """The same for the held-out images of a method with a cache; nothing where the cache has none of these.
 
     Raises:
@@ -49,7 +49,7 @@ def _folder(method: Method) -> Path:
     return located(method.config.method["tokens"], "config.method.tokens")
 
 
-def _tokens(method: Method, folder: Path, source: Source, view: str) -> Rows:
+def _tokens(method: Method, folder: Path, source: Dataset, view: str) -> Rows:
     options = method.config.method
     expect = dict(
         tokenizer=options["tokenizer"],

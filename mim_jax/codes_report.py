@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from etils.epath import Path
 
-from mim_jax.data import InputSpec, Source, evaluation_batches
+from mim_jax.data import Dataset, InputSpec, evaluation_batches
 from mim_jax.storage import write_text
 from mim_jax.tokenizers.usage import usage_and_perplexity
 from mim_jax.training.watching.report import data_uri
@@ -29,7 +29,7 @@ SHOWN_IMAGES = 1024
 
 
 def most_used(
-    few: Source, spec: InputSpec, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
+    few: Dataset, spec: InputSpec, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
 ) -> Examples:
     """Patches of the most used codes, no two of one image, and spread over the images that have the code.
 

@@ -12,7 +12,7 @@ from mim_jax.analysis.evaluator import HeadDiversity
 from mim_jax.cached_tokens import Rows, held_out_tokens
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import EvenSample, InputSpec, Source, Subset, evaluation_batches, place, spread
+from mim_jax.data import Dataset, EvenSample, InputSpec, Subset, evaluation_batches, place, spread
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
@@ -27,7 +27,7 @@ from mim_jax.transfer.knn import Knn
 def eval_batches(
     config: Config,
     mesh: jax.sharding.Mesh,
-    source: Source,
+    dataset: Dataset,
     spec: InputSpec,
     limit: int | None = None,
     what: str = "evaluation",
@@ -40,7 +40,7 @@ def eval_batches(
         what: they are for, shown while it goes on.
         extras: further keys of the batch, by the numbers of examples in `source`.
     """
-    shown = spread(source, limit)
+    shown = spread(dataset, limit)
     if isinstance(shown, Subset):
         extras = {name: _of_subset(rows, shown) for name, rows in (extras or {}).items()}
     size = resolved(config.eval.batch_size)
@@ -68,23 +68,23 @@ def make_evaluators(
     config: Config,
     method: Method,
     mesh: jax.sharding.Mesh,
-    train_source: Source,
-    test_source: Source,
+    train_dataset: Dataset,
+    test_dataset: Dataset,
     batches: Callable[..., Iterable[Batch]],
     workdir: Path,
 ) -> list[Evaluator]:
     """The evaluators of a run. batches: (source, view, limit=) -> placed batches of held-out or training images."""
     evaluators: list[Evaluator] = []
     if config.eval.attention_images:
-        attended = EvenSample(test_source, config.eval.attention_images)
+        attended = EvenSample(test_dataset, config.eval.attention_images)
         evaluators.append(
             HeadDiversity(method, lambda: batches(attended, method.feature_spec, what="attention"), mesh=mesh)
         )
     if method.num_classes:
         scores = Classification(
             method,
-            lambda: batches(test_source, method.eval_spec, what="classification"),
-            class_names=train_source.class_names,
+            lambda: batches(test_dataset, method.eval_spec, what="classification"),
+            class_names=train_dataset.class_names,
             workdir=workdir,
             mesh=mesh,
         )
@@ -92,7 +92,7 @@ def make_evaluators(
     method = still(method)
     spec, extras = method.eval_spec, None
     if method.cached_view:
-        extras = held_out_tokens(method, test_source)
+        extras = held_out_tokens(method, test_dataset)
         spec = dataclasses.replace(spec, extras=tuple(extras)) if extras else spec
     if extras == {}:
         say(
@@ -104,30 +104,34 @@ def make_evaluators(
             HeldOut(
                 method,
                 lambda: batches(
-                    test_source, spec, limit=config.eval.heldout_examples, what="held-out loss", extras=extras
+                    test_dataset,
+                    spec,
+                    limit=config.eval.heldout_examples,
+                    what="held-out loss",
+                    extras=extras,
                 ),
                 mesh=mesh,
             )
         )
-    if config.eval.knn and train_source.num_classes and not train_source.multi_label:
+    if config.eval.knn and train_dataset.num_classes and not train_dataset.multi_label:
         evaluators.append(
             Knn(
                 method,
                 *(
                     functools.partial(
-                        batches, source, method.feature_spec, limit=config.eval.knn_examples, what=what
+                        batches, dataset, method.feature_spec, limit=config.eval.knn_examples, what=what
                     )
-                    for source, what in (
-                        (train_source, "k-NN, training images"),
-                        (test_source, "k-NN, held-out images"),
+                    for dataset, what in (
+                        (train_dataset, "k-NN, training images"),
+                        (test_dataset, "k-NN, held-out images"),
                     )
                 ),
-                num_classes=train_source.num_classes,
+                num_classes=train_dataset.num_classes,
                 sharding=batch_sharding(mesh),
             )
         )
     elif config.eval.knn:
-        say(f"no k-NN: {train_source.name} has no single label an image")
+        say(f"no k-NN: {train_dataset.name} has no single label an image")
     return evaluators
 
 

@@ -16,7 +16,7 @@ from mim_jax.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.config.check import ConfigError, build
 from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
-from mim_jax.data import EvenSample, InputSpec, Source, evaluation_batches
+from mim_jax.data import Dataset, EvenSample, InputSpec, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
@@ -181,7 +181,7 @@ def _fit(
         raise ConfigError(f"k-means: {error}") from error
 
 
-def _report(workdir: Path, source: Source, spec: InputSpec, teacher: Teacher, params: Params) -> None:
+def _report(workdir: Path, source: Dataset, spec: InputSpec, teacher: Teacher, params: Params) -> None:
     """The page of the codes, from images spread over the source."""
     few = EvenSample(source, SHOWN_IMAGES)
     own = OwnDevices()

@@ -12,7 +12,7 @@ import numpy as np
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.misalignment import area_resize
-from mim_jax.data import evaluation_batches, open_source
+from mim_jax.data import evaluation_batches, open_dataset
 from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.methods.pixel_picture import draw_images
@@ -47,7 +47,7 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
 
 
 def _run(config: Config, claim: Claim) -> int:
-    source = open_source(
+    dataset = open_dataset(
         config.data.source,
         config.data.test_split,
         data_dir=config.data.data_dir,
@@ -55,9 +55,9 @@ def _run(config: Config, claim: Claim) -> int:
     )
     figure, axes = plt.subplots(len(TASKS), 4, figsize=(7.2, 1.8 * len(TASKS)), squeeze=False)
     for row, task in zip(axes, TASKS, strict=True):
-        method = _method(config, task, len(source))
+        method = _method(config, task, len(dataset))
         batch = next(
-            iter(evaluation_batches(source, method.eval_spec, batch_size=1, limit=1, seed=config.seed))
+            iter(evaluation_batches(dataset, method.eval_spec, batch_size=1, limit=1, seed=config.seed))
         )
         keys = jax.random.split(jax.random.key(config.seed), 1)
         view = jax.jit(lambda keys, batch, method=method: method.corrupt(keys, batch, {}))(keys, batch)

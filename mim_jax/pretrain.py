@@ -18,7 +18,7 @@ from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.scaling import AUTO, chosen
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Loader, Source, evaluation_batches, over_classes, spread
+from mim_jax.data import Dataset, Loader, evaluation_batches, over_classes, spread
 from mim_jax.data.memory import picture_side
 from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, still
 from mim_jax.methods import Method, Picture, build_method, complete_options
@@ -73,8 +73,8 @@ class _Ready:
     """A run that is set up, and has touched nothing."""
 
     config: Config
-    train_source: Source
-    test_source: Source
+    train_dataset: Dataset
+    test_dataset: Dataset
     method: Method
     mesh: jax.sharding.Mesh
     tables: Tables
@@ -88,30 +88,30 @@ def _ready(config: Config) -> _Ready:
     """Everything that a mistake can be found in before a directory is touched."""
     import_wandb(config)  # a missing package is said before anything is compiled
     given, config = config, inherit(config)
-    train_source, test_source = (
+    train_dataset, test_dataset = (
         open_split(config.data, split, config.seed) for split in (config.data.split, config.data.test_split)
     )
-    asked, side = config, picture_side(train_source) if config.model.variant == AUTO else None
+    asked, side = config, picture_side(train_dataset) if config.model.variant == AUTO else None
     config = resolve(
         asked,
-        num_examples=len(train_source),
+        num_examples=len(train_dataset),
         num_devices=jax.device_count(),
         platform=jax.default_backend(),
         picture_side=side,
     )
-    config = complete_options(config, train_source.num_classes, train_source.multi_label)
-    _check_classes(config, train_source, test_source)
+    config = complete_options(config, train_dataset.num_classes, train_dataset.multi_label)
+    _check_classes(config, train_dataset, test_dataset)
     method = build_method(config)
     check_evaluation(config, method)
     check_memory(config, method)
-    extras = training_tokens(method, train_source)
+    extras = training_tokens(method, train_dataset)
     mesh = make_mesh(config.mesh)
-    tables = Tables(method, train_source, mesh)
+    tables = Tables(method, train_dataset, mesh)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     check_parameters(config, shapes)
-    optimiser = make_optimiser(config, method.rules, shapes, len(train_source) / config.data.batch_size)
+    optimiser = make_optimiser(config, method.rules, shapes, len(train_dataset) / config.data.batch_size)
     loader = Loader(
-        train_source,
+        train_dataset,
         method.input_spec,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -121,26 +121,26 @@ def _ready(config: Config) -> _Ready:
         prefetch=config.data.prefetch,
         extras=extras | tables.extras(),
     )
-    lines = [*without_effect(given, asked), *chosen(asked, config, len(train_source), side)]
-    return _Ready(config, train_source, test_source, method, mesh, tables, shapes, optimiser, loader, lines)
+    lines = [*without_effect(given, asked), *chosen(asked, config, len(train_dataset), side)]
+    return _Ready(config, train_dataset, test_dataset, method, mesh, tables, shapes, optimiser, loader, lines)
 
 
 def _run(config: Config, claim: Claim) -> int:
     started, workdir = time.time(), claim.path
     ready = _ready(config)
     config, method, mesh, tables = ready.config, ready.method, ready.mesh, ready.tables
-    train_source, test_source, loader, optimiser = (
-        ready.train_source,
-        ready.test_source,
+    train_dataset, test_dataset, loader, optimiser = (
+        ready.train_dataset,
+        ready.test_dataset,
         ready.loader,
         ready.optimiser,
     )
     claim.take(config)
     for line in ready.chosen:
         say(f"chosen   {line}")
-    announce(method, loader, tables, len(test_source), ready.shapes, workdir)
+    announce(method, loader, tables, len(test_dataset), ready.shapes, workdir)
     batches = functools.partial(eval_batches, config, mesh)
-    evaluators = make_evaluators(config, method, mesh, train_source, test_source, batches, workdir)
+    evaluators = make_evaluators(config, method, mesh, train_dataset, test_dataset, batches, workdir)
     with (
         Shutdown() as shutdown,
         loader,
@@ -173,15 +173,15 @@ def _run(config: Config, claim: Claim) -> int:
                 workdir=workdir,
                 shutdown=shutdown,
             )
-        bad = bad_images.remember(workdir, (train_source, test_source))
+        bad = bad_images.remember(workdir, (train_dataset, test_dataset))
         if finished is None:
             return EXIT_AGAIN
     shown = not method.cached_view and not method.num_classes
-    few = over_classes(spread(test_source, config.eval.heldout_examples), EXAMPLES) if shown else None
+    few = over_classes(spread(test_dataset, config.eval.heldout_examples), EXAMPLES) if shown else None
     picture = _picture(method, finished, batches(few, method.eval_spec)) if few else None
     if jax.process_index() == 0:
         _report(
-            method, workdir, train_source, len(test_source), bad, picture, _class_names(few) if few else ()
+            method, workdir, train_dataset, len(test_dataset), bad, picture, _class_names(few) if few else ()
         )
         show_result(workdir, bad, start_word(config))
     return 0
@@ -195,7 +195,7 @@ def _begun(ready: _Ready, checkpoints: Checkpoints, before: int | None = None) -
         ready.optimiser,
         checkpoints,
         ready.mesh,
-        lambda: _prepare(config, method, ready.train_source) | ready.tables.initial(),
+        lambda: _prepare(config, method, ready.train_dataset) | ready.tables.initial(),
         before=before,
     )
     if first_step == 0 and config.init:
@@ -231,7 +231,7 @@ def _finished(config: Config, checkpoints: Checkpoints) -> bool:
     return steps in checkpoints.steps() and checkpoints.newest_good() == steps
 
 
-def _check_classes(config: Config, train: Source, test: Source) -> None:
+def _check_classes(config: Config, train: Dataset, test: Dataset) -> None:
     """Both splits must speak of the same classes, where the method needs them."""
     if "num_classes" in config.method and train.class_names != test.class_names:
         different = sorted({*train.class_names} ^ {*test.class_names}) or ["their order"]
@@ -241,10 +241,10 @@ def _check_classes(config: Config, train: Source, test: Source) -> None:
         )
 
 
-def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
+def _prepare(config: Config, method: Method, dataset: Dataset) -> dict[str, Any]:
     """The method's artefacts from the first training images; every host computes the same."""
 
-    shown = spread(source, PREPARE_EXAMPLES)
+    shown = spread(dataset, PREPARE_EXAMPLES)
 
     def images() -> Iterable[Any]:
         batches = evaluation_batches(shown, method.feature_spec, batch_size=256, threads=config.data.threads)
@@ -262,10 +262,10 @@ def _prepare(config: Config, method: Method, source: Source) -> dict[str, Any]:
     return artefacts
 
 
-def _class_names(source: Source) -> list[str]:
+def _class_names(dataset: Dataset) -> list[str]:
     """The class of every image of a small source; '' where it has none, or several."""
-    labels = [source[number].label for number in range(len(source))]
-    return [first_batch.label_text(label, source.class_names) for label in labels]
+    labels = [dataset[number].label for number in range(len(dataset))]
+    return [first_batch.label_text(label, dataset.class_names) for label in labels]
 
 
 def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Picture | None:
@@ -290,7 +290,7 @@ def _picture(method: Method, state: TrainState, batches: Iterable[Batch]) -> Pic
 def _report(
     method: Method,
     workdir: Path,
-    train_source: Source,
+    train_dataset: Dataset,
     held_out: int,
     bad: dict[str, str],
     picture: Picture | None,
@@ -302,8 +302,8 @@ def _report(
     origin = f", from {init_name(config)}" if config.init else ""
     write_report(
         workdir / REPORT,
-        title=f"{config.method['name']} on {train_source.name}{origin}",
-        facts=run_facts(method, train_source, held_out, workdir),
+        title=f"{config.method['name']} on {train_dataset.name}{origin}",
+        facts=run_facts(method, train_dataset, held_out, workdir),
         records=records,
         rows=result_rows(records),
         picture=picture,

@@ -26,7 +26,7 @@ from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, EvenSample, InputSpec, Source, TokenWriter, evaluation_batches
+from mim_jax.data import DataError, Dataset, EvenSample, InputSpec, TokenWriter, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
@@ -107,7 +107,7 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     patch, (height, width) = resolved(model.patch), image_size(model)
     refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
     d = config.data
-    source, test_source = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
+    source, test_dataset = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
     spec, held_out_spec = (
         InputSpec(tokenizer.image_size, crop, resample=tokenizer.resample)
         for crop in (config.augment.crop, config.augment.eval_crop)
@@ -116,9 +116,9 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     parts = [Part("training images", source, spec, writer)]
     # Held-out ids lie in the cache from the first: it is whole or not there at all.
     if not (writer.partial / HELD_OUT / HEADER).exists():
-        header = _header(tokenizer, test_source, held_out_spec)
+        header = _header(tokenizer, test_dataset, held_out_spec)
         own = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
-        parts.insert(0, Part("held-out images", test_source, held_out_spec, own))
+        parts.insert(0, Part("held-out images", test_dataset, held_out_spec, own))
     lock = Lock(writer.lock_file, f"the token cache {writer.path}")
     distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
     try:
@@ -132,7 +132,7 @@ class Part:
     """A split whose ids are to be written."""
 
     what: str
-    source: Source
+    source: Dataset
     spec: InputSpec
     writer: TokenWriter
 
@@ -186,7 +186,7 @@ def _rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np
     return np.concatenate(parts)
 
 
-def _header(tokenizer: Tokenizer, source: Source, spec: InputSpec) -> dict[str, Any]:
+def _header(tokenizer: Tokenizer, source: Dataset, spec: InputSpec) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.name,
         "tokenizer_fingerprint": tokenizer.fingerprint,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_jax.data import crop_and_resize, open_source
+from mim_jax.data import crop_and_resize, open_dataset
 from mim_jax.data.crop import centre_square_box
 
 
@@ -48,7 +48,7 @@ def shake(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
 
 def photographs(size: tuple[int, int]) -> np.ndarray:
     """Centred squares of the embedded photographs, resized: float32 [10, H, W, 3] in [0, 1]."""
-    source = open_source("photos", "train", crops_per_picture=1)
+    source = open_dataset("photos", "train", crops_per_picture=1)
     pictures = [source[index].pixels() for index in range(len(source))]
     squares = [crop_and_resize(pixels, centre_square_box(*pixels.shape[:2]), size) for pixels in pictures]
     return np.stack(squares).astype(np.float32) / 255

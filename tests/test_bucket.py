@@ -22,7 +22,7 @@ import mim_jax
 from mim_jax import convert_torch, fit_tokenizer, storage
 from mim_jax.compare.__main__ import run as compare
 from mim_jax.config.check import ConfigError
-from mim_jax.data import DataError, open_source
+from mim_jax.data import DataError, open_dataset
 from mim_jax.data.tokens_cache import TokenCache
 from mim_jax.data.tokens_writer import TokenWriter
 from mim_jax.interop.files import read_weights, write_weights
@@ -196,21 +196,21 @@ def test_images_and_weights_in_a_bucket(objects: Objects) -> None:
         bucket.put(f"bucket/images/{'ab'[number % 2]}/deep/{number}.png", _png(number))
     bucket.put("bucket/images/a/.hidden.png", b"")
     bucket.put("bucket/images/a/notes.txt", b"")
-    source = open_source("folder:gs://bucket/images", "train")
+    source = open_dataset("folder:gs://bucket/images", "train")
     assert source.class_names == ("a", "b") and 0 < len(source) < 6
     assert {source[index].label for index in range(len(source))} == {0, 1}
     for name in ("train/0.png", "train/1.png", "train/2.png", "test/0.png"):
         bucket.put(f"bucket/split/{name}", _png(0))
-    assert [len(open_source("folder:gs://bucket/split", split)) for split in ("train", "test")] == [3, 1]
+    assert [len(open_dataset("folder:gs://bucket/split", split)) for split in ("train", "test")] == [3, 1]
     arrays = io.BytesIO()
     np.savez(arrays, images=np.zeros((20, 4, 4, 3), np.uint8), labels=np.arange(20) % 2)
     bucket.put("bucket/arrays.npz", arrays.getvalue())
-    assert len(open_source("arrays:gs://bucket/arrays.npz", "train")) == 18
+    assert len(open_dataset("arrays:gs://bucket/arrays.npz", "train")) == 18
     write_weights("gs://bucket/w.safetensors", {"a": np.arange(3.0)})
     np.testing.assert_array_equal(read_weights("gs://bucket/w.safetensors")["a"], np.arange(3.0))
     for name in ("folder:gs://bucket/none", "arrays:gs://bucket/none.npz"):
         with pytest.raises(DataError, match=r"gs://bucket/none\S* (does not exist|for the source arrays)"):
-            open_source(name, "train")
+            open_dataset(name, "train")
 
 
 def test_what_cannot_lie_in_a_bucket_says_so(objects: Objects, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_what_cannot_lie_in_a_bucket_says_so(objects: Objects, capsys: pytest.Ca
     assert compare(["--config=configs/compare.py", "--workdir=gs://bucket/compare"]) == 2
     assert convert_torch.main(["gs://bucket/in.pt", "out.safetensors"]) == 2
     with pytest.raises(DataError, match="packed in ArrayRecord files"):
-        open_source("tfds:cifar10", "train", data_dir="gs://bucket/tfds")
+        open_dataset("tfds:cifar10", "train", data_dir="gs://bucket/tfds")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all(line.startswith("mim_jax: ") for line in lines)
     assert not objects
@@ -237,7 +237,7 @@ def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "00000001" / "manifest.json").exists()
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(_png(number))
-    assert len(open_source(f"folder:file://{tmp_path}", "train")) == 2
+    assert len(open_dataset(f"folder:file://{tmp_path}", "train")) == 2
     writer = TokenWriter(f"file://{tmp_path}/tokens", HEADER | {"length": 1})
     writer.write(0, np.zeros((1, 4), int))
     writer.finish()

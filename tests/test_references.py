@@ -21,7 +21,7 @@ MADE_UP = {
     "configs/NAME.py",
     "configs/mapett.py",
     "configs/hidden_colour.py",
-    "mim_jax/data/sources/npy.py",
+    "mim_jax/data/datasets/npy.py",
     "mim_jax/methods/hidden_colour.py",
     "mim_jax/targets/colour.py",
 }

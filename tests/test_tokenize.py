@@ -20,9 +20,9 @@ from mim_jax.codes_report import most_used
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
-from mim_jax.data import DataError, EvenSample, InputSpec, Loader, TokenCache, open_source
+from mim_jax.data import DataError, EvenSample, InputSpec, Loader, TokenCache, open_dataset
 from mim_jax.data.crop import box_for
-from mim_jax.data.sources.base import ArraySource
+from mim_jax.data.datasets.base import ArrayDataset
 from mim_jax.evaluators import eval_batches, make_evaluators
 from mim_jax.methods import build_method, complete_options
 from mim_jax.tokenizers.tokenizer import open_tokenizer
@@ -74,12 +74,12 @@ def method_of(**more: object):
 
 def test_cached_and_online_tokens_are_the_same(tokenizer, cache) -> None:
     online, cached = method_of(**{"method.weights": tokenizer}), method_of(**{"method.tokens": str(cache)})
-    source = open_source("digits", "train")
+    dataset = open_dataset("digits", "train")
     tokens = TokenCache.open(cache, expect={})
     with (
-        Loader(source, online.input_spec, batch_size=8, seed=0) as first,
+        Loader(dataset, online.input_spec, batch_size=8, seed=0) as first,
         Loader(
-            source, cached.input_spec, batch_size=8, seed=0, extras={"tokens": tokens.__getitem__}
+            dataset, cached.input_spec, batch_size=8, seed=0, extras={"tokens": tokens.__getitem__}
         ) as second,
     ):
         views = [
@@ -110,7 +110,7 @@ def held_out_loss(method, tmp_path: Path, parameters) -> dict[str, float]:
     config = method.config
     axes = ("data", "fsdp", "tensor")
     mesh = jax.make_mesh((1, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    splits = [open_source("digits", split) for split in ("train", "test")]
+    splits = [open_dataset("digits", split) for split in ("train", "test")]
     batches = functools.partial(eval_batches, config, mesh)
     evaluators = make_evaluators(config, method, mesh, *splits, batches, tmp_path)
     (held_out,) = (evaluator for evaluator in evaluators if evaluator.name == "heldout")
@@ -134,14 +134,14 @@ def test_ids_of_other_held_out_images_are_refused(tokenizer, cache, tmp_path, ca
     """Another view, other images; and a cache without them is said to have none."""
     cached = method_of(**{"method.tokens": str(cache), "augment.eval_crop": "squash"})
     with pytest.raises(DataError, match=r'held_out was made for view = "none", but this run has "squash"'):
-        held_out_tokens(cached, open_source("digits", "test"))
+        held_out_tokens(cached, open_dataset("digits", "test"))
     with pytest.raises(DataError, match="held_out was made for length = 360"):
-        held_out_tokens(method_of(**{"method.tokens": str(cache)}), open_source("digits", "train"))
+        held_out_tokens(method_of(**{"method.tokens": str(cache)}), open_dataset("digits", "train"))
     old = tmp_path / "old"
     shutil.copytree(cache, old)
     shutil.rmtree(old / HELD_OUT)
     config = method_of(**{"method.tokens": str(old), "eval.knn": False}).config
-    splits = [open_source("digits", split) for split in ("train", "test")]
+    splits = [open_dataset("digits", split) for split in ("train", "test")]
     assert make_evaluators(config, build_method(config), None, *splits, None, tmp_path) == []  # type: ignore[arg-type]
     assert f"the token cache {old} holds the training images only" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_ids_of_other_held_out_images_are_refused(tokenizer, cache, tmp_path, ca
 def test_the_report_shows_codes_of_all_classes() -> None:
     """Of a source in class order, where every image of a class is of one colour and all have one code."""
     images = np.repeat(np.arange(2000) // 200, 64 * 3).reshape(-1, 8, 8, 3).astype(np.uint8)
-    ordered = ArraySource("x", images, np.arange(2000, dtype=np.int32) // 200, list("abcdefghij"), "ordered")
+    ordered = ArrayDataset("x", images, np.arange(2000, dtype=np.int32) // 200, list("abcdefghij"), "ordered")
     few = EvenSample(ordered, 1000)
     ids = np.zeros((1000, 16), np.int32)
     ((code, patches), *_) = most_used(few, InputSpec((8, 8), "none"), (4, 4), np.array([9, 0]), ids)
@@ -256,8 +256,8 @@ def test_teacher_and_network_see_the_same_square(tmp_path, shape) -> None:
     box = box_for(spec, *shape, seed=0, draw=0, index=0)
     long = 0 if shape[0] > shape[1] else 1
     assert (box[long], box[long] + box[2 + long]) == (62, 437) and box[1 - long] == 0
-    source = open_source(f"folder:{tmp_path}", "train", cache_dir=str(tmp_path / "listing"))
-    with Loader(source, spec, batch_size=2, seed=0) as loader:
+    dataset = open_dataset(f"folder:{tmp_path}", "train", cache_dir=str(tmp_path / "listing"))
+    with Loader(dataset, spec, batch_size=2, seed=0) as loader:
         batch = loader.batch(0)
     cells = [
         batch[name].astype(float).reshape(2, 14, size, 14, size, 3).mean((2, 4))

@@ -16,7 +16,7 @@ import mim_jax
 from mim_jax import pretrain
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
-from mim_jax.data import DataError, open_source
+from mim_jax.data import DataError, open_dataset
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 from mim_jax.training.inherit import inherit, with_encoder_of
 
@@ -98,7 +98,7 @@ def test_fine_tuning_starts_from_the_runs_encoder(finished_run: Path, tmp_path: 
     ).max()
     assert 0 < moved < 0.05
     again = mim_jax.load(tmp_path).features(
-        open_source("digits", "test").images[:4]
+        open_dataset("digits", "test").images[:4]
     )  # a classifier has features, too
     assert np.isfinite(np.asarray(again)).all()
 

@@ -10,7 +10,7 @@ import ml_collections
 
 from mim_jax.config.check import ConfigError, build, one_of
 from mim_jax.config.kinds import MOST, Name, Range, Seed, Text, Values, words
-from mim_jax.data import DataError, open_source
+from mim_jax.data import DataError, open_dataset
 
 PRETRAIN = "pretrain"
 CALIBRATION = "calibration"
@@ -186,7 +186,7 @@ def _with_data(protocol: Protocol) -> Protocol:
 def _check_folder(protocol: Protocol) -> None:
     """Opens both splits as every run will: what is one is decided by the source `folder` alone."""
     try:
-        train, _ = (open_source(f"folder:{protocol.data}", split) for split in ("train", "test"))
+        train, _ = (open_dataset(f"folder:{protocol.data}", split) for split in ("train", "test"))
     except DataError as error:
         raise ConfigError(f"config.data={protocol.data}: {error} PATH is {WANTED}") from error
     if protocol.evaluate and not train.num_classes:

@@ -2,12 +2,12 @@
 of mim_jax."""
 
 from mim_jax.data.crop import Box, box_for, crop_and_resize, render
+from mim_jax.data.datasets import Dataset, Picture, open_dataset
+from mim_jax.data.datasets.sample import EvenSample, Subset, over_classes, spread
 from mim_jax.data.errors import BadImageError, DataError
 from mim_jax.data.loader import Loader, evaluation_batches
 from mim_jax.data.order import locate
 from mim_jax.data.placement import place
-from mim_jax.data.sources import Picture, Source, open_source
-from mim_jax.data.sources.sample import EvenSample, Subset, over_classes, spread
 from mim_jax.data.spec import Batch, InputSpec
 from mim_jax.data.tokens_cache import TokenCache
 from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
@@ -17,11 +17,11 @@ __all__ = [
     "Batch",
     "Box",
     "DataError",
+    "Dataset",
     "EvenSample",
     "InputSpec",
     "Loader",
     "Picture",
-    "Source",
     "Subset",
     "TokenCache",
     "TokenWriter",
@@ -29,7 +29,7 @@ __all__ = [
     "crop_and_resize",
     "evaluation_batches",
     "locate",
-    "open_source",
+    "open_dataset",
     "over_classes",
     "place",
     "render",

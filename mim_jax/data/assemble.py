@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mim_jax.data.crop import box_for, flip_for, render
+from mim_jax.data.datasets.base import NO_LABEL, ArrayDataset, Dataset
 from mim_jax.data.errors import DataError
-from mim_jax.data.sources.base import NO_LABEL, ArraySource, Source
 from mim_jax.data.spec import Array, Index, InputSpec
 
 Extras = Mapping[str, Callable[[Index], Array]]
@@ -25,7 +25,7 @@ class Request:
     seed: int
 
 
-def allocate(request: Request, spec: InputSpec, extras: Extras, source: Source) -> dict[str, np.ndarray]:
+def allocate(request: Request, spec: InputSpec, extras: Extras, dataset: Dataset) -> dict[str, np.ndarray]:
     """The batch with all keys, of which `fill` writes image, box, flip, label and labels."""
     size = len(request.index)
     batch: dict[str, np.ndarray] = {
@@ -40,12 +40,12 @@ def allocate(request: Request, spec: InputSpec, extras: Extras, source: Source) 
     if spec.teacher:
         batch["teacher"] = np.empty((size, *spec.teacher, 3), np.uint8)
     if "labels" in spec.extras:
-        batch["labels"] = np.empty((size, source.num_classes), np.int8)
+        batch["labels"] = np.empty((size, dataset.num_classes), np.int8)
     return batch | {name: np.asarray(extras[name](request.index)) for name in spec.extras if name in extras}
 
 
 def fill(
-    batch: dict[str, np.ndarray], rows: deque[int], request: Request, source: Source, spec: InputSpec
+    batch: dict[str, np.ndarray], rows: deque[int], request: Request, dataset: Dataset, spec: InputSpec
 ) -> None:
     """Takes rows from `rows` and writes them, until none is left; threads may share one `rows`."""
     while True:
@@ -54,7 +54,7 @@ def fill(
         except IndexError:
             return
         index, draw = int(request.index[row]), int(request.draw[row])
-        picture = source[index]
+        picture = dataset[index]
         height, width = picture.height, picture.width
         box = box_for(spec, height, width, seed=request.seed, draw=draw, index=index)
         if spec.pixels:
@@ -74,22 +74,22 @@ def is_all_served(spec: InputSpec, extras: Extras) -> bool:
     return not spec.pixels and any(name in spec.extras and name in extras for name in ("label", "labels"))
 
 
-def can_gather(source: Source, spec: InputSpec) -> bool:
+def can_gather(dataset: Dataset, spec: InputSpec) -> bool:
     """Whether the view is the stored picture itself, so that a batch is one indexing of an array."""
     return (
-        isinstance(source, ArraySource)
+        isinstance(dataset, ArrayDataset)
         and spec.pixels
         and not spec.teacher
-        and source.images.shape[1:3] == spec.size
+        and dataset.images.shape[1:3] == spec.size
         and spec.crop in ("none", "squash", "centre_square")
     )
 
 
-def gather(batch: dict[str, np.ndarray], request: Request, source: Source, spec: InputSpec) -> None:
+def gather(batch: dict[str, np.ndarray], request: Request, dataset: Dataset, spec: InputSpec) -> None:
     """`fill` for all rows at once, where `can_gather`."""
-    assert isinstance(source, ArraySource)
-    np.take(source.images, request.index, axis=0, out=batch["image"])
-    batch["label"][:] = source.labels[request.index]
+    assert isinstance(dataset, ArrayDataset)
+    np.take(dataset.images, request.index, axis=0, out=batch["image"])
+    batch["label"][:] = dataset.labels[request.index]
     if spec.flip:
         batch["flip"][:] = [
             flip_for(spec, seed=request.seed, draw=int(draw), index=int(index))
@@ -97,11 +97,11 @@ def gather(batch: dict[str, np.ndarray], request: Request, source: Source, spec:
         ]
 
 
-def check_extras(spec: InputSpec, extras: Extras, source: Source) -> None:
+def check_extras(spec: InputSpec, extras: Extras, dataset: Dataset) -> None:
     """Raises DataError where the spec asks for a key that nothing serves."""
-    if "labels" in spec.extras and not source.multi_label:
+    if "labels" in spec.extras and not dataset.multi_label:
         raise DataError(
-            f"The source {source.name} has one label an image, but labels were asked for: use label."
+            f"The source {dataset.name} has one label an image, but labels were asked for: use label."
         )
     for name in spec.extras:
         if name not in extras and name not in ("label", "labels"):

@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image
 
 from mim_jax.data.crop import box_for, render
+from mim_jax.data.datasets import Dataset, open_dataset
+from mim_jax.data.datasets.photos import photograph_paths
 from mim_jax.data.decode import decode, read_header
 from mim_jax.data.loader import Loader
-from mim_jax.data.sources import Source, open_source
-from mim_jax.data.sources.photos import photograph_paths
 from mim_jax.data.spec import InputSpec, Pixels
 from mim_jax.data.workers import choose_threads
 
@@ -61,10 +61,10 @@ def run_bare(paths: list[Path]) -> None:
         one(path, index)
 
 
-def run_loader(source: Source, batch_size: int, threads: int) -> None:
+def run_loader(dataset: Dataset, batch_size: int, threads: int) -> None:
     """About as many pictures as the source has, by Loader.iterate."""
-    with Loader(source, SPEC, batch_size=batch_size, seed=0, threads=threads) as loader:
-        for _, _ in zip(range(len(source) // batch_size), loader.iterate(0), strict=False):
+    with Loader(dataset, SPEC, batch_size=batch_size, seed=0, threads=threads) as loader:
+        for _, _ in zip(range(len(dataset) // batch_size), loader.iterate(0), strict=False):
             pass
 
 
@@ -88,12 +88,12 @@ def timed(work: Callable[[], None], images: int) -> tuple[float, float]:
 
 
 def competitors(
-    paths: list[Path], source: Source, batch_size: int
+    paths: list[Path], dataset: Dataset, batch_size: int
 ) -> dict[tuple[str, int], Callable[[], None]]:
     """What is timed, by (name, threads)."""
     ways: dict[tuple[str, int], Callable[[], None]] = {("bare loop", 1): partial(run_bare, paths)}
     counts = sorted({1, choose_threads(0)})
-    ways |= {("Loader", threads): partial(run_loader, source, batch_size, threads) for threads in counts}
+    ways |= {("Loader", threads): partial(run_loader, dataset, batch_size, threads) for threads in counts}
     try:
         import grain
     except ImportError:
@@ -112,8 +112,8 @@ def main(count: int = 512, batch_size: int = 64, rounds: int = 3) -> None:
         (folder / "train").mkdir(parents=True)
         (folder / "test").mkdir()
         paths = write_jpegs(folder / "train", count)
-        source = open_source(f"folder:{folder}", "train", cache_dir=name)
-        ways = competitors(paths, source, batch_size)
+        dataset = open_dataset(f"folder:{folder}", "train", cache_dir=name)
+        ways = competitors(paths, dataset, batch_size)
         best = dict.fromkeys(ways, (0.0, 0.0))
         for _ in range(rounds):
             for way, work in ways.items():

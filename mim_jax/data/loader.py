@@ -10,9 +10,9 @@ import numpy as np
 
 from mim_jax.data import memory
 from mim_jax.data.assemble import Extras, Request, check_extras, host_slice
+from mim_jax.data.datasets.base import Dataset
 from mim_jax.data.errors import DataError
 from mim_jax.data.order import locate
-from mim_jax.data.sources.base import Source
 from mim_jax.data.spec import Index, InputSpec
 from mim_jax.data.stream import Stream
 from mim_jax.data.workers import Crew, HostBatch
@@ -35,7 +35,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        dataset: Dataset,
         spec: InputSpec,
         *,
         batch_size: int,
@@ -46,15 +46,15 @@ class Loader:
         prefetch: int = 2,
         extras: Extras | None = None,
     ) -> None:
-        if not len(source):
-            raise DataError(f"The source {source.name} holds no images: give one that does.")
-        check_extras(spec, extras or {}, source)
-        self.source, self.spec = source, spec
+        if not len(dataset):
+            raise DataError(f"The source {dataset.name} holds no images: give one that does.")
+        check_extras(spec, extras or {}, dataset)
+        self.dataset, self.spec = dataset, spec
         self.batch_size, self.seed, self.prefetch = batch_size, seed, prefetch
         self.stall_seconds = 0.0
         self._slice = host_slice(batch_size, process_index, process_count)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._crew = Crew(source, spec, extras or {}, threads)
+        self._crew = Crew(dataset, spec, extras or {}, threads)
 
     @property
     def threads(self) -> int:
@@ -103,18 +103,18 @@ class Loader:
         self.close()
 
     def _budget(self) -> dict[str, int]:
-        return memory.budget(self.source, self.spec, self.host_batch_size, self.prefetch, self.threads)
+        return memory.budget(self.dataset, self.spec, self.host_batch_size, self.prefetch, self.threads)
 
     def examples(self, step: int) -> tuple[Index, Index]:
         """(draw, index) of all examples of the global batch of `step`, int64 [B] each."""
         start = step * self.batch_size
         positions = np.arange(start, start + self.batch_size, dtype=np.int64)
-        return locate(positions, len(self.source), seed=self.seed)
+        return locate(positions, len(self.dataset), seed=self.seed)
 
     def _request(self, step: int) -> Request:
         start = step * self.batch_size
         positions = np.arange(start + self._slice.start, start + self._slice.stop, dtype=np.int64)
-        draw, index = locate(positions, len(self.source), seed=self.seed)
+        draw, index = locate(positions, len(self.dataset), seed=self.seed)
         return Request(index, draw, np.ones(len(index), bool), self.seed)
 
     def _waited(self, seconds: float) -> None:
@@ -122,7 +122,7 @@ class Loader:
 
 
 def evaluation_batches(
-    source: Source,
+    dataset: Dataset,
     spec: InputSpec,
     *,
     batch_size: int,
@@ -145,10 +145,10 @@ def evaluation_batches(
             "An evaluation does not mirror images, but its input spec has flip=True: give a spec with "
             "flip=False."
         )
-    check_extras(spec, extras or {}, source)
+    check_extras(spec, extras or {}, dataset)
     part = host_slice(batch_size, process_index, process_count)
-    end = len(source) if limit is None else min(first + limit, len(source))
-    return _evaluate(Crew(source, spec, extras or {}, threads), range(first, end), batch_size, part, seed)
+    end = len(dataset) if limit is None else min(first + limit, len(dataset))
+    return _evaluate(Crew(dataset, spec, extras or {}, threads), range(first, end), batch_size, part, seed)
 
 
 def _evaluate(

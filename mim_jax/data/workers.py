@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from mim_jax.data.assemble import Extras, Request, allocate, can_gather, fill, gather, is_all_served
-from mim_jax.data.sources.base import Source
+from mim_jax.data.datasets.base import Dataset
 from mim_jax.data.spec import InputSpec
 
 HostBatch = dict[str, np.ndarray]
@@ -48,19 +48,19 @@ class Making:
 class Crew:
     """A pool of threads that fills batches of one source and spec; the threads start with the first batch."""
 
-    def __init__(self, source: Source, spec: InputSpec, extras: Extras, threads: int) -> None:
-        self._source, self._spec, self._extras = source, spec, extras
+    def __init__(self, dataset: Dataset, spec: InputSpec, extras: Extras, threads: int) -> None:
+        self._dataset, self._spec, self._extras = dataset, spec, extras
         self.threads = choose_threads(threads)
-        self._gather, self._all_served = can_gather(source, spec), is_all_served(spec, extras)
+        self._gather, self._all_served = can_gather(dataset, spec), is_all_served(spec, extras)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def start(self, request: Request) -> Making:
         """Begins a batch."""
-        batch = allocate(request, self._spec, self._extras, self._source)
+        batch = allocate(request, self._spec, self._extras, self._dataset)
         making = Making(batch)
         if self._gather:
-            gather(batch, request, self._source, self._spec)
+            gather(batch, request, self._dataset, self._spec)
         if self._gather or self._all_served:
             return making
         making.rows.extend(range(len(request.index)))
@@ -84,7 +84,7 @@ class Crew:
 
     def _work(self, batch: HostBatch, making: Making, request: Request) -> None:
         try:
-            fill(batch, making.rows, request, self._source, self._spec)
+            fill(batch, making.rows, request, self._dataset, self._spec)
         except BaseException:
             making.abandon()
             raise

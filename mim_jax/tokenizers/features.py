@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.data import DataError, InputSpec, Source, evaluation_batches
+from mim_jax.data import DataError, Dataset, InputSpec, evaluation_batches
 from mim_jax.data.keys import permutation, uniforms
 from mim_jax.data.npy import open_npy
 from mim_jax.data.placement import OwnDevices
@@ -34,7 +34,7 @@ class FeatureFiles:
     """
 
     def __init__(
-        self, folder: Path, source: Source, teacher: Teacher, *, share: float, seed: int, dtype: str
+        self, folder: Path, source: Dataset, teacher: Teacher, *, share: float, seed: int, dtype: str
     ) -> None:
         self.folder, self._source, self._teacher = folder, source, teacher
         self._share, self._seed, self._dtype = share, seed, np.dtype(dtype)

@@ -90,7 +90,7 @@ def train(
         resolved(value)
         for value in (config.schedule.steps, config.eval.every_steps, config.checkpoint.every_steps)
     )
-    examples = len(loader.source)
+    examples = len(loader.dataset)
     state = tables.adopt(state)
     shapes = jax.eval_shape(lambda: state)
     compiled: dict[int, StepFunction] = {}
@@ -128,7 +128,7 @@ def train(
                 watch.flops = phase.flops()
             batch = feed.batch(step)
             if step == 0 and jax.process_index() == 0 and loader.spec.pixels:
-                put.save(workdir / first_batch.FILE, loader.source.class_names)
+                put.save(workdir / first_batch.FILE, loader.dataset.class_names)
             state, metrics = compiled[number](state, batch)
             done, last = step + 1, step + 1 == total
             stop = shutdown.requested_at(done) and not last

@@ -57,7 +57,7 @@ def replay(
     refuse_other_batch(told, *loader.examples(step))
     state = tables.adopt(state)
     shapes = jax.eval_shape(lambda: state)
-    examples = len(loader.source)
+    examples = len(loader.dataset)
     compiled: dict[int, StepFunction] = {}
 
     def update(state: TrainState, number: int) -> tuple[TrainState, dict[str, Any]]:

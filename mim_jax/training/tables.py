@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import resolved
-from mim_jax.data import Source, evaluation_batches, place
+from mim_jax.data import Dataset, evaluation_batches, place
 from mim_jax.methods.protocol import Artefacts, Method, Pass
 from mim_jax.progress import Progress
 from mim_jax.training.epochs import first_step_of
@@ -33,15 +33,15 @@ class Interrupted(Exception):
 class Tables:
     """The tables of one run: name -> rows [examples, *shape]."""
 
-    def __init__(self, method: Method, source: Source, mesh: jax.sharding.Mesh) -> None:
-        self._method, self._source, self._mesh = method, source, mesh
+    def __init__(self, method: Method, dataset: Dataset, mesh: jax.sharding.Mesh) -> None:
+        self._method, self._dataset, self._mesh = method, dataset, mesh
         self._passes = {one.name: one for one in method.passes}
         self._held: dict[str, np.ndarray] = {}  # those in host memory
         self._compiled: dict[str, Callable[..., jax.Array]] = {}
 
     def initial(self) -> Artefacts:
         """The tables of a fresh run."""
-        count = len(self._source)
+        count = len(self._dataset)
         saved = [one for one in self._method.passes if one.saved]
         return {one.name: np.full((count, *one.shape), one.initial, one.dtype) for one in saved}
 
@@ -49,7 +49,7 @@ class Tables:
         """What each table will take, one line each, to be printed before the start."""
         lines = []
         for one in self._method.passes:
-            size = len(self._source) * int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize / MIB
+            size = len(self._dataset) * int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize / MIB
             where = "on every device" if one.on_device else "in the memory of every host"
             lines.append(f"{one.name}: {one.dtype} {list(one.shape)} an image, {size:.1f} MiB {where}")
         return lines
@@ -79,7 +79,7 @@ class Tables:
 
     def due(self, step: int) -> list[Pass]:
         """Passes that run before update `step`; also those that are not saved and not yet there, after a restart."""
-        count, batch = len(self._source), self._method.config.data.batch_size
+        count, batch = len(self._dataset), self._method.config.data.batch_size
         last = int(step * batch / count) + 1
         ended = [e for e in range(max(-1, last - 2), last) if first_step_of(e + 1, count, batch) == step]
         missing = [one.name for one in self._method.passes if not one.saved and one.name not in self._held]
@@ -102,8 +102,8 @@ class Tables:
                 raise ConfigError(
                     f"pass {one.name}: some values are not finite numbers: the network has diverged, or its weights are damaged"
                 )
-            table = np.empty((len(self._source), *one.shape), one.dtype)
-            table[one.row_of(index, len(self._source))] = rows
+            table = np.empty((len(self._dataset), *one.shape), one.dtype)
+            table[one.row_of(index, len(self._dataset))] = rows
             if one.on_device:
                 placed = jax.device_put(table, replicated(self._mesh))
                 state = dataclasses.replace(state, artefacts={**state.artefacts, one.name: placed})
@@ -125,7 +125,7 @@ class Tables:
             )
         compute = self._compiled[one.name]
         batches = evaluation_batches(
-            self._source,
+            self._dataset,
             one.input_spec,
             batch_size=size,
             process_index=jax.process_index(),
@@ -135,7 +135,7 @@ class Tables:
         index: list[np.ndarray] = []
         rows: list[np.ndarray] = []
         ahead: jax.Array | None = None  # the device works on one batch while the host fetches the one before
-        with Progress(f"pass {one.name}", len(self._source)) as progress:
+        with Progress(f"pass {one.name}", len(self._dataset)) as progress:
             for batch in batches:
                 if stop():
                     batches.close()
@@ -144,7 +144,7 @@ class Tables:
                 made = compute(params, place(batch, sharding))
                 rows.extend([] if ahead is None else [own_rows(ahead)])
                 ahead = made
-                progress.update(min(size, len(self._source) - progress.done))
+                progress.update(min(size, len(self._dataset) - progress.done))
         assert ahead is not None
         rows.append(own_rows(ahead))
         return everywhere(index, rows)

@@ -18,7 +18,7 @@ from mim_jax.analysis.runs import named
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, EvenSample, open_source
+from mim_jax.data import DataError, EvenSample, open_dataset
 from mim_jax.main import TASKS
 from mim_jax.methods import build_method
 from mim_jax.storage import write_json
@@ -155,12 +155,12 @@ def test_names_are_what_differs() -> None:
 
 
 def test_the_sample_is_spread_over_the_source() -> None:
-    source = open_source("synthetic:100:16", "test")
-    sample = EvenSample(source, 10)
+    dataset = open_dataset("synthetic:100:16", "test")
+    sample = EvenSample(dataset, 10)
     assert len(sample) == 10
     for at in (0, 1, 9):
-        np.testing.assert_array_equal(sample[at].pixels(), source[at * len(source) // 10].pixels())
-    assert len(EvenSample(source, 1000)) == len(source)
+        np.testing.assert_array_equal(sample[at].pixels(), dataset[at * len(dataset) // 10].pixels())
+    assert len(EvenSample(dataset, 1000)) == len(dataset)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def _folder(tmp: Path) -> Path:
 CROPS = ("augment.crop=random_resized", "augment.eval_crop=centre_square")
 
 
-def source(folder: Path | str, tmp: Path, *more: str) -> Act:
+def dataset(folder: Path | str, tmp: Path, *more: str) -> Act:
     """Trains on a folder: all of it is in the first batch."""
     return train(
         tmp / "run", f"data.source=folder:{folder}", "model.image_size=8", "model.patch=2", *CROPS, *more
@@ -52,7 +52,7 @@ def _among(put: Callable[[Path], object], name: str = "5.jpg") -> Callable[[Path
     def build(tmp: Path) -> Act:
         folder = _folder(tmp)
         put(folder / "train" / "a" / name)
-        return source(folder, tmp)
+        return dataset(folder, tmp)
 
     return build
 
@@ -115,7 +115,7 @@ BYTES: dict[str, tuple[str, bytes]] = {
 }  # fmt: skip
 
 CASES = [
-    Case(AREA, "good pictures", lambda tmp: source(_folder(tmp), tmp), accepted=True),
+    Case(AREA, "good pictures", lambda tmp: dataset(_folder(tmp), tmp), accepted=True),
     Case(AREA, "a PNG named .jpg", _among(lambda path: path.write_bytes(picture())), accepted=True),
     Case(AREA, "a directory named .jpg", _among(Path.mkdir), accepted=True),
     Case(AREA, "a text beside the pictures", _among(lambda path: path.write_text("x"), "notes.txt"), accepted=True),
@@ -129,7 +129,7 @@ CASES = [
 def _made(make: Callable[[Path], object]) -> Callable[[Path], Act]:
     def build(tmp: Path) -> Act:
         make(tmp / "pictures")
-        return source(tmp / "pictures", tmp)
+        return dataset(tmp / "pictures", tmp)
 
     return build
 
@@ -150,12 +150,12 @@ CASES += [
     Case(AREA, "one picture", _made(_of("1.png")), "pictures"),
     Case(AREA, "a file in place of the folder", _made(lambda folder: folder.write_text("x")), "pictures"),
     Case(AREA, "a pipe in place of the folder", _made(os.mkfifo), "pictures", seconds=8.0),
-    Case(AREA, "no path", lambda tmp: source("", tmp)),
-    Case(AREA, "a path with a zero byte", lambda tmp: source("a\0b", tmp)),
-    Case(AREA, "a path of 5000 characters", lambda tmp: source("a" * 5000, tmp)),
-    Case(AREA, "a path with a line break", lambda tmp: source("no\nwhere", tmp)),
+    Case(AREA, "no path", lambda tmp: dataset("", tmp)),
+    Case(AREA, "a path with a zero byte", lambda tmp: dataset("a\0b", tmp)),
+    Case(AREA, "a path of 5000 characters", lambda tmp: dataset("a" * 5000, tmp)),
+    Case(AREA, "a path with a line break", lambda tmp: dataset("no\nwhere", tmp)),
     Case(AREA, "train of nothing but bad files", _made(lambda folder: [_folder(folder.parent), *(path.write_bytes(b"x") for path in folder.glob("train/*/*"))]), "cannot be used"),
-    Case(AREA, "on_bad_image=maybe", lambda tmp: source(_folder(tmp), tmp, "data.on_bad_image=maybe"), "on_bad_image"),
+    Case(AREA, "on_bad_image=maybe", lambda tmp: dataset(_folder(tmp), tmp, "data.on_bad_image=maybe"), "on_bad_image"),
 ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _skipping(tmp: Path) -> Act:
     folder = _folder(tmp)
     for name, content in BYTES.values():
         (folder / "train" / "a" / f"bad {len(content)} {name}").write_bytes(content)
-    return source(folder, tmp, "data.on_bad_image=skip")
+    return dataset(folder, tmp, "data.on_bad_image=skip")
 
 
 CASES += [Case(AREA, "all bad files skipped", _skipping, accepted=True)]

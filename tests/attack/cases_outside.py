@@ -29,9 +29,9 @@ def _pictures(link: Callable[[Path], object]) -> Callable[[Path], Act]:
         link(root)
 
         def act() -> object:
-            from mim_jax.data import open_source
+            from mim_jax.data import open_dataset
 
-            found = open_source(f"folder:{root}", "train", cache_dir=str(tmp / "cache"))
+            found = open_dataset(f"folder:{root}", "train", cache_dir=str(tmp / "cache"))
             if len(found) > 4 or "not followed" not in found.describe():
                 raise AssertionError(found.describe())
             return 0

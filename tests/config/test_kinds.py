@@ -15,7 +15,7 @@ from mim_jax.config.errors import one_line
 from mim_jax.config.files import load, override
 from mim_jax.config.kinds import MOST, OneOf, Range, Values, conform
 from mim_jax.config.schema import Augment, Config, Data, Surgery
-from mim_jax.data.sources.opening import ON_BAD_IMAGE
+from mim_jax.data.datasets.opening import ON_BAD_IMAGE
 from mim_jax.data.spec import CROPS, RESAMPLES
 from mim_jax.fit_tokenizer import TokenizerOptions
 from mim_jax.methods import METHODS

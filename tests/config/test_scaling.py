@@ -12,7 +12,7 @@ from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.config.scaling import chosen
-from mim_jax.data import open_source
+from mim_jax.data import open_dataset
 from mim_jax.data.memory import picture_side
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.training.budget import check_memory
@@ -96,7 +96,7 @@ def test_the_pictures_tell_their_size(tmp_path: Path) -> None:
     for number, size in enumerate([(60, 90), (70, 60), (200, 60)]):
         pixels = np.zeros((*size, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    assert picture_side(open_source(f"folder:{tmp_path}", "train")) == 60
+    assert picture_side(open_dataset(f"folder:{tmp_path}", "train")) == 60
 
 
 def test_shapes_follow() -> None:

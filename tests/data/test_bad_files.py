@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from odd_files import IGNORED, LINKS, SIZE, bad_files, good_files, write_folder
 
-from mim_jax.data import BadImageError, DataError, InputSpec, Loader, evaluation_batches, open_source
-from mim_jax.data.sources.folder import open_folder, read_bytes
+from mim_jax.data import BadImageError, DataError, InputSpec, Loader, evaluation_batches, open_dataset
+from mim_jax.data.datasets.folder import open_folder, read_bytes
 
 SPEC = InputSpec((16, 16), "random_resized", flip=True)
 BAD = len(bad_files()) + len(LINKS)
@@ -28,8 +28,8 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def names(source):
-    return [source._files[int(i)] for i in source._chosen]
+def names(dataset):
+    return [dataset._files[int(i)] for i in dataset._chosen]
 
 
 def test_there_are_thirty_kinds_and_more():
@@ -51,8 +51,8 @@ def test_what_is_listed(folder):
 
 @pytest.mark.parametrize("name", good_files())
 def test_odd_but_good(folder, name):
-    source = open_folder(str(folder), "test")
-    picture = source[names(source).index(name)]
+    dataset = open_folder(str(folder), "test")
+    picture = dataset[names(dataset).index(name)]
     pixels = picture.pixels()
     assert (picture.height, picture.width) == pixels.shape[:2] == good_files()[name][1]
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
@@ -61,15 +61,15 @@ def test_odd_but_good(folder, name):
 
 @pytest.mark.parametrize("name", [*bad_files(), *LINKS])
 def test_bad_ones_are_named_with_the_reason(folder, name):
-    source = open_folder(str(folder), "train")
+    dataset = open_folder(str(folder), "train")
     reason = bad_files()[name][1] if name in bad_files() else LINKS[name]
     with pytest.raises(BadImageError, match=f"(?s){name}.*({reason}).*on_bad_image=skip") as caught:
-        source[names(source).index(name)].pixels()
+        dataset[names(dataset).index(name)].pixels()
     assert str(caught.value).count("\n") == 0
 
 
 def test_error_policy_raises_in_the_consumer(folder):
-    with Loader(open_source(f"folder:{folder}", "train"), SPEC, batch_size=2 * GOOD + BAD, seed=0) as loader:
+    with Loader(open_dataset(f"folder:{folder}", "train"), SPEC, batch_size=2 * GOOD + BAD, seed=0) as loader:
         with pytest.raises(DataError, match="cannot be used"):
             loader.batch(0)
         with pytest.raises(DataError, match="cannot be used"):
@@ -77,18 +77,18 @@ def test_error_policy_raises_in_the_consumer(folder):
 
 
 def test_skip_replaces_counts_and_lists(folder):
-    source = open_source(f"folder:{folder}", "train", on_bad_image="skip")
+    dataset = open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
     good = {open_folder(str(folder), "test")[i].pixels().tobytes() for i in range(GOOD)}
-    for index in range(len(source)):
-        assert source[index].pixels().tobytes() in good
-    assert len(source.bad) == BAD and all(str(folder) in path for path in source.bad)
-    reasons = {os.path.basename(path): reason for path, reason in source.bad.items()}
+    for index in range(len(dataset)):
+        assert dataset[index].pixels().tobytes() in good
+    assert len(dataset.bad) == BAD and all(str(folder) in path for path in dataset.bad)
+    reasons = {os.path.basename(path): reason for path, reason in dataset.bad.items()}
     assert "empty" in reasons["empty.jpg"] and "broken link" in reasons["broken_link.jpg"]
 
 
 def test_skip_gives_the_same_batches_after_resume_and_for_any_hosts(folder):
     def open_fresh():
-        return open_source(f"folder:{folder}", "train", on_bad_image="skip")
+        return open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
 
     with Loader(open_fresh(), SPEC, batch_size=16, seed=3, threads=2) as whole:
         expected = [whole.batch(step) for step in range(5)]
@@ -106,28 +106,28 @@ def test_skip_gives_the_same_batches_after_resume_and_for_any_hosts(folder):
 
 
 def test_skip_from_many_threads_counts_each_once(folder):
-    source = open_source(f"folder:{folder}", "train", on_bad_image="skip")
-    threads = [threading.Thread(target=lambda: [source[i] for i in range(len(source))]) for _ in range(4)]
+    dataset = open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
+    threads = [threading.Thread(target=lambda: [dataset[i] for i in range(len(dataset))]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(source.bad) == BAD
+    assert len(dataset.bad) == BAD
 
 
 def test_a_folder_of_nothing_but_bad_files(tmp_path):
     write_folder(tmp_path / "train", good=False)
     write_folder(tmp_path / "test", bad=False)
-    source = open_source(f"folder:{tmp_path}", "train", on_bad_image="skip")
+    dataset = open_dataset(f"folder:{tmp_path}", "train", on_bad_image="skip")
     with pytest.raises(DataError, match=f"None of the {BAD} images"):
-        source[0]
+        dataset[0]
 
 
 def test_evaluation_skips_too_and_keeps_its_order(folder):
-    source = open_source(f"folder:{folder}", "train", on_bad_image="skip")
-    batches = list(evaluation_batches(source, InputSpec(SIZE, "squash"), batch_size=8))
+    dataset = open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
+    batches = list(evaluation_batches(dataset, InputSpec(SIZE, "squash"), batch_size=8))
     index = np.concatenate([batch["index"][batch["valid"]] for batch in batches])
-    np.testing.assert_array_equal(index, np.arange(len(source)))
+    np.testing.assert_array_equal(index, np.arange(len(dataset)))
 
 
 def test_unreadable_file(tmp_path):

@@ -7,15 +7,15 @@ import pytest
 
 from mim_jax.data import bench_loader
 from mim_jax.data.bench_loader import competitors, one, run_bare, run_loader, write_jpegs
+from mim_jax.data.datasets import open_dataset
 from mim_jax.data.loader import Loader
-from mim_jax.data.sources import open_source
 
 
 def test_every_way_reads_every_picture_alike(tmp_path, monkeypatch):
     (tmp_path / "jpegs" / "train").mkdir(parents=True)
     (tmp_path / "jpegs" / "test").mkdir()
     paths = write_jpegs(tmp_path / "jpegs" / "train", 4)
-    source = open_source(f"folder:{tmp_path / 'jpegs'}", "train", cache_dir=str(tmp_path))
+    source = open_dataset(f"folder:{tmp_path / 'jpegs'}", "train", cache_dir=str(tmp_path))
     assert {("bare loop", 1), ("Loader", 1)} <= competitors(paths, source, 2).keys()
 
     read = []

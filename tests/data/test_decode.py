@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from mim_jax.data import BadImageError
 from mim_jax.data import decode as module
+from mim_jax.data.datasets.photos import photograph_paths
 from mim_jax.data.decode import decode, read_header
-from mim_jax.data.sources.photos import photograph_paths
 
 
 def encode(image, kind, **options):

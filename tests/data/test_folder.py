@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from odd_files import base, encode
 
-from mim_jax.data import DataError, open_source
-from mim_jax.data.sources import folder
-from mim_jax.data.sources import listing as module
-from mim_jax.data.sources.folder import open_folder
-from mim_jax.data.sources.listing import list_images, walk
+from mim_jax.data import DataError, open_dataset
+from mim_jax.data.datasets import folder
+from mim_jax.data.datasets import listing as module
+from mim_jax.data.datasets.folder import open_folder
+from mim_jax.data.datasets.listing import list_images, walk
 
 PICTURE = encode(base(), "PNG")
 
@@ -28,12 +28,12 @@ def opened(root, split):
     return open_folder(str(root), split, cache_dir=str(root.parent / "cache"))
 
 
-def paths(source):
-    return [source._files[int(i)] for i in source._chosen]
+def paths(dataset):
+    return [dataset._files[int(i)] for i in dataset._chosen]
 
 
-def labels(source):
-    return dict(zip(paths(source), source._labels.tolist(), strict=True))
+def labels(dataset):
+    return dict(zip(paths(dataset), dataset._labels.tolist(), strict=True))
 
 
 def test_class_folders_with_splits(tmp_path):
@@ -136,9 +136,9 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
         ("file.png", "is a file"),
     ):
         with pytest.raises(DataError, match=f"{name} {says}"):
-            open_source(f"folder:{tmp_path / name}", "train", cache_dir=str(tmp_path / "cache"))
+            open_dataset(f"folder:{tmp_path / name}", "train", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match="empty path"):
-        open_source("folder:", "train")
+        open_dataset("folder:", "train")
 
 
 def test_fingerprint_follows_content_and_not_the_place(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_jax.data import open_source
+from mim_jax.data import open_dataset
 from mim_jax.training.watching import first_batch
 from mim_jax.transfer.confusion import draw_confusion
 
@@ -15,7 +15,7 @@ NAMES = [b"price_$5_to_$10", rb"a_$\frac{1}{$", b"caf\xe9", b"line\nbreak", "写
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory):
+def dataset(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("odd")
     for name in NAMES:
         folder = os.path.join(os.fsencode(root), name)
@@ -25,20 +25,20 @@ def source(tmp_path_factory: pytest.TempPathFactory):
             continue
         with open(os.path.join(folder, b"a.png"), "wb") as file:
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, format="PNG")
-    return open_source(f"folder:{root}", "train")
+    return open_dataset(f"folder:{root}", "train")
 
 
-def test_names_can_be_written_and_are_one_line(source) -> None:
-    for name in source.class_names:
+def test_names_can_be_written_and_are_one_line(dataset) -> None:
+    for name in dataset.class_names:
         assert name.encode("utf-8") and name.isprintable()
-    assert {"price_$5_to_$10", "line\\nbreak", "写真"} <= set(source.class_names)
-    assert any("\\xe9" in name for name in source.class_names) or os.uname().sysname == "Darwin"
-    assert source[0].label in range(len(source.class_names))
+    assert {"price_$5_to_$10", "line\\nbreak", "写真"} <= set(dataset.class_names)
+    assert any("\\xe9" in name for name in dataset.class_names) or os.uname().sysname == "Darwin"
+    assert dataset[0].label in range(len(dataset.class_names))
 
 
-def test_they_are_drawn_as_they_are(source, tmp_path: Path) -> None:
+def test_they_are_drawn_as_they_are(dataset, tmp_path: Path) -> None:
     """No name is read as a formula: matplotlib would fail on half of one."""
-    names = source.class_names
+    names = dataset.class_names
     count = len(names)
     batch = {"image": np.zeros((count, 8, 8, 3), np.uint8), "label": np.arange(count)}
     first_batch.draw(tmp_path / "first.png", batch, names)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mim_jax.data import DataError, InputSpec, Loader, evaluation_batches, open_source, place
+from mim_jax.data import DataError, InputSpec, Loader, evaluation_batches, open_dataset, place
 
 RANDOM = InputSpec((6, 6), "random_resized", flip=True)
 WHOLE = InputSpec((8, 8), "none", flip=True)
 
 
-def source(count=10, size=8):
-    return open_source(f"synthetic:{count}:{size}", "train")
+def dataset(count=10, size=8):
+    return open_dataset(f"synthetic:{count}:{size}", "train")
 
 
 def equal(left, right):
@@ -32,10 +32,10 @@ def joined(parts):
 )  # Inside an epoch of 10, across one, and above the data set.
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_global_batch_is_the_same_for_any_number_of_hosts(batch_size, hosts):
-    with Loader(source(), RANDOM, batch_size=batch_size, seed=1) as one:
+    with Loader(dataset(), RANDOM, batch_size=batch_size, seed=1) as one:
         loaders = [
             Loader(
-                source(),
+                dataset(),
                 RANDOM,
                 batch_size=batch_size,
                 seed=1,
@@ -52,7 +52,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_hosts(batch_size, hosts)
 
 
 def test_every_example_once_an_epoch_and_each_use_differs():
-    with Loader(source(), RANDOM, batch_size=25, seed=1) as loader:
+    with Loader(dataset(), RANDOM, batch_size=25, seed=1) as loader:
         uses = joined([loader.batch(step) for step in range(2)])  # 50 positions: 5 epochs.
     pairs = set(zip(uses["draw"].tolist(), uses["index"].tolist(), strict=True))
     assert pairs == {(draw, index) for draw in range(5) for index in range(10)}
@@ -61,7 +61,7 @@ def test_every_example_once_an_epoch_and_each_use_differs():
 
 
 def test_types_shapes_and_content():
-    with Loader(source(), RANDOM, batch_size=4, seed=1) as loader:
+    with Loader(dataset(), RANDOM, batch_size=4, seed=1) as loader:
         batch = loader.batch(7)
     shapes = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
     assert shapes == {
@@ -79,13 +79,13 @@ def test_types_shapes_and_content():
 
 @pytest.mark.parametrize("first", [0, 3])
 def test_iterate_from_any_step_is_batch_by_batch(first):
-    with Loader(source(), RANDOM, batch_size=6, seed=2, threads=3, prefetch=3) as loader:
+    with Loader(dataset(), RANDOM, batch_size=6, seed=2, threads=3, prefetch=3) as loader:
         for step, batch in zip(range(first, first + 8), loader.iterate(first), strict=False):
             equal(batch, loader.batch(step))
 
 
 def test_the_short_cut_for_arrays_changes_nothing():
-    digits = open_source("digits", "train")
+    digits = open_dataset("digits", "train")
 
     class Hidden:
         """The same source, not known to be an array."""
@@ -110,8 +110,8 @@ def test_the_short_cut_for_arrays_changes_nothing():
 
 def test_seeds_differ():
     with (
-        Loader(source(), RANDOM, batch_size=10, seed=1) as one,
-        Loader(source(), RANDOM, batch_size=10, seed=2) as two,
+        Loader(dataset(), RANDOM, batch_size=10, seed=1) as one,
+        Loader(dataset(), RANDOM, batch_size=10, seed=2) as two,
     ):
         assert (one.batch(0)["index"] != two.batch(0)["index"]).any()
 
@@ -119,7 +119,7 @@ def test_seeds_differ():
 def test_placing_on_devices():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    with Loader(source(), RANDOM, batch_size=4, seed=0) as loader:
+    with Loader(dataset(), RANDOM, batch_size=4, seed=0) as loader:
         placed = next(loader.iterate(0, lambda batch: place(batch, sharding)))
         assert all(isinstance(value, jax.Array) and value.sharding == sharding for value in placed.values())
         equal({key: np.asarray(value) for key, value in placed.items()}, loader.batch(0))
@@ -129,12 +129,12 @@ def test_extras_are_served_by_index():
     table = np.arange(30, dtype=np.int32).reshape(10, 3)
     spec = InputSpec((8, 8), "none", extras=("tokens",))
     with Loader(
-        source(), spec, batch_size=5, seed=0, extras={"tokens": lambda index: table[index]}
+        dataset(), spec, batch_size=5, seed=0, extras={"tokens": lambda index: table[index]}
     ) as loader:
         batch = loader.batch(3)
     np.testing.assert_array_equal(batch["tokens"], table[batch["index"]])
     with pytest.raises(DataError, match="'tokens'"):
-        Loader(source(), spec, batch_size=5, seed=0)
+        Loader(dataset(), spec, batch_size=5, seed=0)
 
 
 def test_what_extras_hold_is_not_read():
@@ -174,7 +174,7 @@ def test_evaluation_sees_each_example_once_in_order(hosts, limit):
     parts = [
         list(
             evaluation_batches(
-                source(), spec, batch_size=4, process_index=i, process_count=hosts, limit=limit
+                dataset(), spec, batch_size=4, process_index=i, process_count=hosts, limit=limit
             )
         )
         for i in range(hosts)
@@ -193,11 +193,11 @@ def test_evaluation_sees_each_example_once_in_order(hosts, limit):
 
 def test_evaluation_with_random_crops_is_a_function_of_the_index():
     spec = InputSpec((6, 6), "random_resized")
-    one, two = (joined(list(evaluation_batches(source(), spec, batch_size=size))) for size in (5, 2))
+    one, two = (joined(list(evaluation_batches(dataset(), spec, batch_size=size))) for size in (5, 2))
     equal(one, two)
     assert len({tuple(box) for box in one["box"].tolist()}) > 5
     with pytest.raises(DataError, match="flip=True"):
-        evaluation_batches(source(), RANDOM, batch_size=5)
+        evaluation_batches(dataset(), RANDOM, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_evaluation_with_random_crops_is_a_function_of_the_index():
 )
 def test_impossible_batches(size, index, count, says):
     with pytest.raises(DataError, match=says):
-        Loader(source(), RANDOM, batch_size=size, seed=0, process_index=index, process_count=count)
+        Loader(dataset(), RANDOM, batch_size=size, seed=0, process_index=index, process_count=count)
 
 
 def test_one_example_and_no_example():
-    with Loader(source(1), RANDOM, batch_size=3, seed=0) as loader:
+    with Loader(dataset(1), RANDOM, batch_size=3, seed=0) as loader:
         batch = loader.batch(2)
     assert batch["draw"].tolist() == [6, 7, 8] and batch["index"].tolist() == [0, 0, 0]
 
@@ -226,9 +226,9 @@ def test_one_example_and_no_example():
 
 def test_memory_budget_counts_what_is_held():
     spec = InputSpec((224, 224), "random_resized")
-    with Loader(source(10, 300), spec, batch_size=64, seed=0, prefetch=2, threads=2) as loader:
+    with Loader(dataset(10, 300), spec, batch_size=64, seed=0, prefetch=2, threads=2) as loader:
         images = 224 * 224 * 3 * 64
         assert 5 * images < loader.memory_budget_bytes() < 8 * images
         assert "MiB" in loader.describe_memory() and "\n" not in loader.describe_memory()
-    with Loader(source(10, 300), spec, batch_size=64, seed=0, prefetch=6, threads=2) as more:
+    with Loader(dataset(10, 300), spec, batch_size=64, seed=0, prefetch=6, threads=2) as more:
         assert more.memory_budget_bytes() - loader.memory_budget_bytes() == 4 * (images + 64 * 64)

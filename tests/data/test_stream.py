@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mim_jax.data import InputSpec, Loader, open_source
+from mim_jax.data import InputSpec, Loader, open_dataset
 from mim_jax.data import stream as stream_module
-from mim_jax.data.sources.base import ArrayPicture
+from mim_jax.data.datasets.base import ArrayPicture
 from mim_jax.data.workers import Making
 
 RANDOM = InputSpec((6, 6), "random_resized", flip=True)
 
 
-def source():
-    return open_source("synthetic:10:8", "train")
+def dataset():
+    return open_dataset("synthetic:10:8", "train")
 
 
 def threads_alive():
@@ -27,7 +27,7 @@ def threads_alive():
 
 
 def test_no_thread_outlives_a_break_a_close_or_an_abandoned_iterator():
-    loader = Loader(source(), RANDOM, batch_size=4, seed=0)
+    loader = Loader(dataset(), RANDOM, batch_size=4, seed=0)
     for _ in loader.iterate(0):
         break
     assert not [thread for thread in threads_alive() if "prefetch" in thread.name]
@@ -44,9 +44,9 @@ def test_no_thread_outlives_a_break_a_close_or_an_abandoned_iterator():
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_ends():
     code = (
-        "from mim_jax.data import InputSpec, Loader, open_source\n"
+        "from mim_jax.data import InputSpec, Loader, open_dataset\n"
         "spec = InputSpec((32, 32), 'random_resized')\n"
-        "held = Loader(open_source('photos', 'train'), spec, batch_size=64, seed=0).iterate(0)\n"
+        "held = Loader(open_dataset('photos', 'train'), spec, batch_size=64, seed=0).iterate(0)\n"
         "next(held)\n"
         "raise SystemExit(7)"
     )
@@ -106,7 +106,7 @@ def test_an_error_of_place_surfaces():
         raise RuntimeError("no device")
 
     with (
-        Loader(source(), RANDOM, batch_size=4, seed=0) as loader,
+        Loader(dataset(), RANDOM, batch_size=4, seed=0) as loader,
         pytest.raises(RuntimeError, match="no device"),
     ):
         next(loader.iterate(0, refuse))
@@ -128,7 +128,7 @@ def test_batches_are_made_ahead():
 def test_waiting_is_measured(monkeypatch):
     clock = iter([0.0, 5.0, 5.0, 5.0, 6.0, 13.0])  # before and after each wait
     monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    with Loader(source(), RANDOM, batch_size=4, seed=0) as loader:
+    with Loader(dataset(), RANDOM, batch_size=4, seed=0) as loader:
         stream = loader.iterate(0)
         for total in (5.0, 5.0, 12.0):
             next(stream)

@@ -12,7 +12,7 @@ from PIL import Image
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from mim_jax.data import DataError, InputSpec, Loader, open_source  # noqa: E402
+from mim_jax.data import DataError, InputSpec, Loader, open_dataset  # noqa: E402
 
 COUNTS = {"train": 12, "test": 5}
 
@@ -57,27 +57,27 @@ def data_dir(tmp_path_factory):
 
 def test_pictures_and_labels_come_back(data_dir):
     for split, count in COUNTS.items():
-        source = open_source("tfds:tiny_pictures", split, data_dir=data_dir)
-        assert (len(source), source.class_names, source.num_classes) == (count, ("ant", "bee", "cow"), 3)
+        dataset = open_dataset("tfds:tiny_pictures", split, data_dir=data_dir)
+        assert (len(dataset), dataset.class_names, dataset.num_classes) == (count, ("ant", "bee", "cow"), 3)
         expected = {picture(split, number)[0].tobytes(): number % 3 for number in range(count)}
-        assert {source[i].pixels().tobytes(): source[i].label for i in range(count)} == expected
-        assert source[0].pixels().shape[:2] == (source[0].height, source[0].width)
+        assert {dataset[i].pixels().tobytes(): dataset[i].label for i in range(count)} == expected
+        assert dataset[0].pixels().shape[:2] == (dataset[0].height, dataset[0].width)
     assert "tensorflow" not in sys.modules or not hasattr(sys.modules["tensorflow"], "Graph")
 
 
 def test_version_and_fingerprint(data_dir):
-    named = open_source("tfds:tiny_pictures:1.2.0", "train", data_dir=data_dir)
-    plain, test = (open_source("tfds:tiny_pictures", split, data_dir=data_dir) for split in COUNTS)
+    named = open_dataset("tfds:tiny_pictures:1.2.0", "train", data_dir=data_dir)
+    plain, test = (open_dataset("tfds:tiny_pictures", split, data_dir=data_dir) for split in COUNTS)
     assert named.fingerprint == plain.fingerprint != test.fingerprint
     assert "12 images, 3 classes" in plain.describe()
 
 
 def test_the_loader_reads_it_from_threads(data_dir):
-    source = open_source("tfds:tiny_pictures", "train", data_dir=data_dir, on_bad_image="skip")
+    dataset = open_dataset("tfds:tiny_pictures", "train", data_dir=data_dir, on_bad_image="skip")
     spec = InputSpec((8, 8), "random_resized")
     with (
-        Loader(source, spec, batch_size=8, seed=0, threads=4) as many,
-        Loader(source, spec, batch_size=8, seed=0, threads=1) as one,
+        Loader(dataset, spec, batch_size=8, seed=0, threads=4) as many,
+        Loader(dataset, spec, batch_size=8, seed=0, threads=1) as one,
     ):
         for step in range(4):
             np.testing.assert_array_equal(many.batch(step)["image"], one.batch(step)["image"])
@@ -85,8 +85,8 @@ def test_the_loader_reads_it_from_threads(data_dir):
 
 def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
     build(tmp_path, "half_labelled", labelled_test=False)
-    source = open_source("tfds:half_labelled", "test", data_dir=str(tmp_path))
-    assert len(source) == 4 and source[1].label >= 0
+    dataset = open_dataset("tfds:half_labelled", "test", data_dir=str(tmp_path))
+    assert len(dataset) == 4 and dataset[1].label >= 0
 
 
 def test_what_is_missing_is_said_with_the_command(data_dir, tmp_path):
@@ -98,10 +98,10 @@ def test_what_is_missing_is_said_with_the_command(data_dir, tmp_path):
     ]
     for name, where, says in cases:
         with pytest.raises(DataError, match=f"{says}.*file_format='array_record'.*download_and_prepare"):
-            open_source(name, "train", data_dir=where)
+            open_dataset(name, "train", data_dir=where)
     (tmp_path / "half" / "1.0.0").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no prepared version"):
-        open_source("tfds:half", "train", data_dir=str(tmp_path))
+        open_dataset("tfds:half", "train", data_dir=str(tmp_path))
 
 
 def test_another_file_format_is_refused_in_words(data_dir, tmp_path):
@@ -109,7 +109,7 @@ def test_another_file_format_is_refused_in_words(data_dir, tmp_path):
     info = tmp_path / "tiny_pictures" / "1.2.0" / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(DataError, match="in the format tfrecord, which needs TensorFlow"):
-        open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+        open_dataset("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
 
 
 def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
@@ -117,12 +117,12 @@ def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
     (file,) = (tmp_path / "tiny_pictures" / "1.2.0").glob("*-train.array_record*")
     whole = file.read_bytes()
     file.write_bytes(whole[:3000] + bytes(3000) + whole[6000:])
-    source = open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+    dataset = open_dataset("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
     with pytest.raises(DataError, match="cannot be read"):
-        [source[index].pixels() for index in range(12)]
+        [dataset[index].pixels() for index in range(12)]
     file.unlink()
     with pytest.raises(DataError, match=r"train\.array_record.* is missing"):
-        open_source("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
+        open_dataset("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
 
 
 def several(data_dir):
@@ -152,20 +152,22 @@ def several(data_dir):
 
 def test_several_labels_an_image_and_joined_splits(tmp_path):
     several(tmp_path)
-    source = open_source("tfds:tiny_voc", "train+validation", data_dir=str(tmp_path), on_bad_image="skip")
-    parts = [open_source("tfds:tiny_voc", split, data_dir=str(tmp_path)) for split in ("train", "validation")]
-    assert len(source) == 12 and source.multi_label and source.num_classes == 3 and source[0].label == -1
+    dataset = open_dataset("tfds:tiny_voc", "train+validation", data_dir=str(tmp_path), on_bad_image="skip")
+    parts = [
+        open_dataset("tfds:tiny_voc", split, data_dir=str(tmp_path)) for split in ("train", "validation")
+    ]
+    assert len(dataset) == 12 and dataset.multi_label and dataset.num_classes == 3 and dataset[0].label == -1
     for number in range(12):
         expected = parts[number // 6][number % 6].labels
-        np.testing.assert_array_equal(source[number].labels, expected)
+        np.testing.assert_array_equal(dataset[number].labels, expected)
     of = {parts[0][n].pixels().tobytes(): parts[0][n].labels.tolist() for n in range(6)}
     assert of[picture("train", 2)[0].tobytes()] == [
         1,
         -1,
         0,
     ]  # an ant, and a bee of which only a difficult one
-    with Loader(source, InputSpec((8, 8), "squash", extras=("labels",)), batch_size=12, seed=0) as loader:
+    with Loader(dataset, InputSpec((8, 8), "squash", extras=("labels",)), batch_size=12, seed=0) as loader:
         batch = loader.batch(0)
-    np.testing.assert_array_equal(batch["labels"], [source[int(i)].labels for i in batch["index"]])
+    np.testing.assert_array_equal(batch["labels"], [dataset[int(i)].labels for i in batch["index"]])
     with pytest.raises(DataError, match="has the splits train, validation, test, but none for dev"):
-        open_source("tfds:tiny_voc", "dev", data_dir=str(tmp_path))
+        open_dataset("tfds:tiny_voc", "dev", data_dir=str(tmp_path))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mim_jax.data import open_source, over_classes
-from mim_jax.data.sources.base import ArraySource
+from mim_jax.data import open_dataset, over_classes
+from mim_jax.data.datasets.base import ArrayDataset
 from mim_jax.methods.protocol import Picture
 from mim_jax.training.watching.curves import FREE, PART, SHARE, SIZE, draw, limits, panels
 from mim_jax.training.watching.report import write_report
@@ -175,17 +175,17 @@ def test_examples_have_columns_and_class_names(tmp_path: Path) -> None:
 
 def test_examples_are_of_many_classes() -> None:
     """Of a source in class order the first eight are of one class."""
-    digits = open_source("digits", "test")
+    digits = open_dataset("digits", "test")
     order = np.argsort(digits.labels, kind="stable")  # type: ignore[attr-defined]
-    ordered = ArraySource("x", digits.images[order], digits.labels[order], digits.class_names, "ordered")  # type: ignore[attr-defined]
+    ordered = ArrayDataset("x", digits.images[order], digits.labels[order], digits.class_names, "ordered")  # type: ignore[attr-defined]
     few = over_classes(ordered, 8)
     labels = [few[n].label for n in range(8)]
     assert len(set(labels)) == 8 and len(set(ordered.labels[:8])) == 1
-    two = ArraySource("x", ordered.images[:50], ordered.labels[:50], digits.class_names, "two classes")
+    two = ArrayDataset("x", ordered.images[:50], ordered.labels[:50], digits.class_names, "two classes")
     chosen = over_classes(two, 8)
     assert len(chosen) == 8 and len(set(chosen.numbers(range(8)).tolist())) == 8
     assert {chosen[n].label for n in range(8)} == set(two.labels.tolist())
-    cyclic = ArraySource(
+    cyclic = ArrayDataset(
         "x",
         np.tile(digits.images[:10], (20, 1, 1, 1)),
         np.tile(np.arange(10, dtype=np.int32), 20),

@@ -16,7 +16,7 @@ from test_resume import environment, history
 from mim_jax import pretrain
 from mim_jax.config.check import check
 from mim_jax.config.files import load, override
-from mim_jax.data import open_source
+from mim_jax.data import open_dataset
 from mim_jax.methods.attention_bank import attention_maps
 from mim_jax.training import loop
 from mim_jax.training.checkpoints import Checkpoints
@@ -31,13 +31,13 @@ PHASES = {"method.start": 1, "method.interval": 1, "model.image_size": 32}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory):
+def dataset(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("arrays") / "images.npz"
     np.savez(path, images=images(30, 32), labels=np.arange(30) % 3)
-    return open_source(f"arrays:{path}", "train")  # 27 of the 30
+    return open_dataset(f"arrays:{path}", "train")  # 27 of the 30
 
 
-def made(source, overrides=None, devices: int = 1):
+def made(dataset, overrides=None, devices: int = 1):
     method = small_method(
         "amt", {**PHASES, "eval.batch_size": 8, "data.batch_size": 8, **(overrides or {})}, devices
     )
@@ -51,7 +51,7 @@ def made(source, overrides=None, devices: int = 1):
             devices=jax.devices()[:1],
         )
     )
-    tables = Tables(method, source, mesh)
+    tables = Tables(method, dataset, mesh)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     optimiser = make_optimiser(method.config, method.rules, shapes, 4.0)
     return method, tables, create_state(method, optimiser, tables.initial(), ema=False, mesh=mesh)
@@ -60,16 +60,16 @@ def made(source, overrides=None, devices: int = 1):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("bank", ["host", "device"])
-def test_a_refresh_has_a_row_for_every_image(source, bank: str, devices: int) -> None:
+def test_a_refresh_has_a_row_for_every_image(dataset, bank: str, devices: int) -> None:
     """T14: 27 images in batches of 8, the last padded; every row is that image's, whatever holds the table."""
-    method, tables, state = made(source, {"method.bank": bank}, devices)
+    method, tables, state = made(dataset, {"method.bank": bank}, devices)
     state = tables.adopt(state)
     assert ("attention" in state.artefacts) == (bank == "device")
     before = tables.complete(state).artefacts["attention"]
     assert before.shape == (27, 8, 8) and (np.asarray(before) == 1.0).all()
     state, metrics = tables.refresh(method.passes, state, lambda: False)
     table = np.asarray(tables.complete(state).artefacts["attention"])
-    expected = attention_maps(method, state.params, jnp.asarray(source.images))
+    expected = attention_maps(method, state.params, jnp.asarray(dataset.images))
     np.testing.assert_allclose(table, expected, atol=1e-5)
     assert metrics["pass/attention_mean"] == pytest.approx(float(expected.mean()), abs=1e-5)
     if bank == "host":
@@ -78,26 +78,26 @@ def test_a_refresh_has_a_row_for_every_image(source, bank: str, devices: int) ->
 
 
 @pytest.mark.slow
-def test_shuffled_bank_moves_rows(source) -> None:
-    method, tables, state = made(source, {"method.control": "shuffled_bank"})
+def test_shuffled_bank_moves_rows(dataset) -> None:
+    method, tables, state = made(dataset, {"method.control": "shuffled_bank"})
     state, _ = tables.refresh(method.passes, tables.adopt(state), lambda: False)
-    own = np.asarray(attention_maps(method, state.params, jnp.asarray(source.images)))
+    own = np.asarray(attention_maps(method, state.params, jnp.asarray(dataset.images)))
     rows = method.passes[0].row_of(np.arange(27, dtype=np.int32), 27)
     np.testing.assert_allclose(tables.extras()["attention"](rows), own, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_an_interrupted_pass_changes_nothing(source) -> None:
-    method, tables, state = made(source)
+def test_an_interrupted_pass_changes_nothing(dataset) -> None:
+    method, tables, state = made(dataset)
     state, asked = tables.adopt(state), iter([False, False, True])
     with pytest.raises(Interrupted):
         tables.refresh(method.passes, state, lambda: next(asked))
     assert (tables.extras()["attention"](np.arange(27)) == 1.0).all()
 
 
-def test_due_steps(source) -> None:
+def test_due_steps(dataset) -> None:
     """27 images in batches of 8: epoch e ends with update ceil(27 (e + 1) / 8)."""
-    _, tables, _ = made(source)
+    _, tables, _ = made(dataset)
     due = [step for step in range(50) if tables.due(step)]
     assert due == [first_step_of(e, 27, 8) for e in range(2, 15)] == [-(-27 * e // 8) for e in range(2, 15)]
 

@@ -6,7 +6,7 @@ import jax
 from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
-from mim_jax.data import Source
+from mim_jax.data import Dataset
 from mim_jax.reading import Unreadable, mapping, read_json, text
 from mim_jax.storage import write_json
 
@@ -14,15 +14,15 @@ FILE = "bad_images.json"
 LISTED = 20
 
 
-def remember(workdir: Path, sources: Iterable[Source]) -> dict[str, str]:
+def remember(workdir: Path, sources: Iterable[Dataset]) -> dict[str, str]:
     """Name -> reason of the bad images this process has met, with those of earlier sessions; kept in the directory.
 
     Only the first process keeps the file; it has met those of its own part of the batches.
     """
     path = workdir / FILE
     known = _known(path)
-    for source in sources:
-        known |= getattr(source, "bad", {})
+    for dataset in sources:
+        known |= getattr(dataset, "bad", {})
     if known and jax.process_index() == 0:
         write_json(path, known)
     return known

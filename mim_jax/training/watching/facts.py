@@ -9,7 +9,7 @@ import numpy as np
 from etils.epath import Path
 
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Loader, Source
+from mim_jax.data import Dataset, Loader
 from mim_jax.methods.protocol import Method
 from mim_jax.storage import is_bucket, located
 from mim_jax.training.epochs import phase_starts
@@ -29,7 +29,7 @@ def announce(
     config = method.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     m, s, o, mesh = config.model, config.schedule, config.optim, config.mesh
-    say(f"data     {loader.source.describe()}; held out: {held_out}")
+    say(f"data     {loader.dataset.describe()}; held out: {held_out}")
     say(f"model    {method.net.summary}, patch {m.patch}, {parameters:,} parameters, {m.dtype}")
     say(f"method   {method_text(config)}")
     if config.init:
@@ -69,7 +69,7 @@ def flops_text(method: Method) -> str:
     return f"{', '.join(parts)} a training image"
 
 
-def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> dict[str, str]:
+def run_facts(method: Method, dataset: Dataset, held_out: int, workdir: Path) -> dict[str, str]:
     """Name -> value, in order, for the report."""
     config = method.config
     steps = resolved(config.schedule.steps)
@@ -77,10 +77,10 @@ def run_facts(method: Method, source: Source, held_out: int, workdir: Path) -> d
         "method": method_text(config),
         **({"starts from": init_text(config)} if config.init else {}),
         "network": f"{method.net.summary}, patch {config.model.patch}, {config.model.dtype}",
-        "data": f"{source.describe()}, fingerprint {source.fingerprint}",
+        "data": f"{dataset.describe()}, fingerprint {dataset.fingerprint}",
         "held-out images": f"{held_out:,}",
         "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:.4g} epochs)",
-        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(source)):.3g} in all",
+        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(dataset)):.3g} in all",
         "wall time": sessions.describe(workdir),
         "seed": str(config.seed),
         **versions(),

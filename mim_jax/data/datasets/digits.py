@@ -3,12 +3,12 @@
 import numpy as np
 
 from mim_jax.data import keys
-from mim_jax.data.sources.base import ArraySource, check_split
+from mim_jax.data.datasets.base import ArrayDataset, check_split
 
 TEST = 360
 
 
-def open_digits(split: str) -> ArraySource:
+def open_digits(split: str) -> ArrayDataset:
     """train (1,437) or test (360); the split is fixed and stratified, so that every run of every seed is
     measured on the same digits."""
     from sklearn.datasets import load_digits
@@ -21,7 +21,7 @@ def open_digits(split: str) -> ArraySource:
     )  # The scans count black pixels in 4 x 4 blocks: 0 to 16.
     images = np.repeat(grey[..., None], 3, axis=3)
     chosen = np.flatnonzero(_held_out(labels) == (split == "test"))
-    return ArraySource(
+    return ArrayDataset(
         "digits",
         images[chosen],
         labels[chosen],

@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from mim_jax.data import keys
+from mim_jax.data.datasets.base import ArrayPicture, check_split, fingerprint
 from mim_jax.data.errors import DataError
-from mim_jax.data.sources.base import ArrayPicture, check_split, fingerprint
 from mim_jax.data.spec import Pixels
 
 CLASSES = 10

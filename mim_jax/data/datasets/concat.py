@@ -4,7 +4,7 @@ one."""
 from bisect import bisect_right
 from itertools import accumulate
 
-from mim_jax.data.sources.base import NO_LABEL, Picture, Source, class_count, fingerprint
+from mim_jax.data.datasets.base import NO_LABEL, Dataset, Picture, class_count, fingerprint
 from mim_jax.data.spec import Pixels
 
 
@@ -12,7 +12,7 @@ class Concat:
     """Labels are kept only where all parts have the same class names in the same order; else every label is
     -1."""
 
-    def __init__(self, parts: list[Source], name: str = "") -> None:
+    def __init__(self, parts: list[Dataset], name: str = "") -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part) for part in parts))
         agree = len({part.class_names for part in parts}) == 1

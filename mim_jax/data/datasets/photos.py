@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax.data.datasets.base import ArrayPicture, check_split, fingerprint
 from mim_jax.data.decode import decode
 from mim_jax.data.errors import DataError
-from mim_jax.data.sources.base import ArrayPicture, check_split, fingerprint
 
 # All colour photographs on disk in the wheels of scikit-image 0.26 and scikit-learn 1.9 (most of skimage.data
 # is downloaded on use, these are not). Not here: drawings, grey scans, and motorcycle_right, the other eye of

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mim_jax.data import keys
+from mim_jax.data.datasets.base import NO_LABEL, ArrayDataset, check_split
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import Archive
-from mim_jax.data.sources.base import NO_LABEL, ArraySource, check_split
 from mim_jax.reading import Unreadable, check_file
 from mim_jax.storage import StorageError, copied_here, located
 
@@ -24,7 +24,7 @@ MOST_CLASSES = 2**20
 LONGEST_NAME = 1000
 
 
-def open_arrays(path: str, split: str) -> ArraySource:
+def open_arrays(path: str, split: str) -> ArrayDataset:
     """The split of an npz file, read whole into memory. Raises DataError naming the file and the array."""
     check_split(split)
     try:
@@ -44,7 +44,7 @@ def open_arrays(path: str, split: str) -> ArraySource:
         ) from error
 
 
-def _read(archive: Archive, path: str, split: str) -> ArraySource:
+def _read(archive: Archive, path: str, split: str) -> ArrayDataset:
     for x, y in NAMES:
         if f"{x}_{split}" in archive.names:
             images = _images(_load(archive, f"{x}_{split}", path), path)
@@ -65,7 +65,7 @@ def _read(archive: Archive, path: str, split: str) -> ArraySource:
             f"name them x_{split} and y_{split}, or images and labels."
         )
     names = _class_names(archive, labels, path)
-    return ArraySource(f"arrays:{path}", images, labels, names, note)
+    return ArrayDataset(f"arrays:{path}", images, labels, names, note)
 
 
 def _load(archive: Archive, key: str, path: str) -> np.ndarray:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from etils import epath
 
+from mim_jax.data.datasets.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
+from mim_jax.data.datasets.listing import Listing, is_directory, list_images
 from mim_jax.data.errors import BadImageError, DataError
-from mim_jax.data.sources.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
-from mim_jax.data.sources.listing import Listing, is_directory, list_images
 from mim_jax.storage import StorageError, is_bucket, located
 
 SPLIT_FOLDERS = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mim_jax.data.datasets.base import NO_LABEL, SPLITS, EncodedPicture, Labels, class_count, fingerprint
 from mim_jax.data.errors import BadImageError, DataError
-from mim_jax.data.sources.base import NO_LABEL, SPLITS, EncodedPicture, Labels, class_count, fingerprint
 
 INFO = "dataset_info.json"
 

@@ -39,10 +39,10 @@ class Picture(Protocol):
         ...
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A finite, numbered set of pictures; safe to read from several threads.
 
-    name: as a user would give it to `open_source`. num_classes: 0 if unlabelled. multi_label: an example may be of several
+    name: as a user would give it to `open_dataset`. num_classes: 0 if unlabelled. multi_label: an example may be of several
     classes, or of none. fingerprint: 16 hexadecimal digits that change with the content or the order and not with where the
     data lie.
     """
@@ -112,7 +112,7 @@ class EncodedPicture:
         return decode(self._data, self._where, self._header)
 
 
-class ArraySource:
+class ArrayDataset:
     """All pictures of one size, in memory: images uint8 [n, H, W, 3], labels int32 [n]. The loader gathers
     from `images` directly."""
 

@@ -4,22 +4,22 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from mim_jax.data.datasets.arrays import open_arrays
+from mim_jax.data.datasets.base import Dataset, check_split
+from mim_jax.data.datasets.concat import Concat
+from mim_jax.data.datasets.digits import open_digits
+from mim_jax.data.datasets.folder import open_folder
+from mim_jax.data.datasets.photos import Photos
+from mim_jax.data.datasets.skip import Skipping
+from mim_jax.data.datasets.synthetic import open_synthetic
+from mim_jax.data.datasets.tfds import open_tfds
 from mim_jax.data.errors import DataError
-from mim_jax.data.sources.arrays import open_arrays
-from mim_jax.data.sources.base import Source, check_split
-from mim_jax.data.sources.concat import Concat
-from mim_jax.data.sources.digits import open_digits
-from mim_jax.data.sources.folder import open_folder
-from mim_jax.data.sources.photos import Photos
-from mim_jax.data.sources.skip import Skipping
-from mim_jax.data.sources.synthetic import open_synthetic
-from mim_jax.data.sources.tfds import open_tfds
 
 KINDS = "digits, photos, synthetic[:N[:SIZE]], arrays:PATH.npz, folder:PATH, tfds:NAME, concat:A+B"
 ON_BAD_IMAGE = ("error", "skip")
 
 
-def open_source(
+def open_dataset(
     name: str,
     split: str,
     *,
@@ -28,7 +28,7 @@ def open_source(
     cache_dir: str | None = None,
     crops_per_picture: int = 64,
     data_dir: str | None = None,
-) -> Source:
+) -> Dataset:
     """Opens a source by name; see the module of each kind for what it accepts.
 
     Args: split: train or test, for TFDS also any split of the data set, or several joined by "+"
@@ -38,7 +38,7 @@ def open_source(
     Raises DataError.
     """
     again = functools.partial(
-        open_source,
+        open_dataset,
         seed=seed,
         on_bad_image=on_bad_image,
         cache_dir=cache_dir,
@@ -59,24 +59,24 @@ def open_source(
         if not parts:
             raise DataError(f"The source {name!r} joins nothing: write concat:A+B with the names of sources.")
         return Concat([again(part, split) for part in parts])
-    in_memory: dict[str, Callable[[], Source]] = {
+    in_memory: dict[str, Callable[[], Dataset]] = {
         "digits": lambda: open_digits(split),
         "photos": lambda: Photos(split, crops_per_picture),
     }
-    of_a_kind: dict[str, Callable[[], Source]] = {
+    of_a_kind: dict[str, Callable[[], Dataset]] = {
         "synthetic": lambda: open_synthetic(rest, split, seed),
         "arrays": lambda: open_arrays(rest, split),
     }
     if opened := in_memory.get(name) or of_a_kind.get(kind):
         return opened()
-    source: Source
+    dataset: Dataset
     if kind == "folder":
-        source = open_folder(rest, split, cache_dir)
+        dataset = open_folder(rest, split, cache_dir)
     elif kind == "tfds":
-        source = open_tfds(rest, split, data_dir)
+        dataset = open_tfds(rest, split, data_dir)
     else:
         raise DataError(f"The data source {name!r} is not known: use one of {KINDS}{folder_meant(name)}.")
-    return Skipping(source) if on_bad_image == "skip" else source
+    return Skipping(dataset) if on_bad_image == "skip" else dataset
 
 
 def folder_meant(name: str) -> str:

@@ -2,8 +2,8 @@
 
 import threading
 
+from mim_jax.data.datasets.base import ArrayPicture, Dataset, Picture
 from mim_jax.data.errors import BadImageError, DataError
-from mim_jax.data.sources.base import ArrayPicture, Picture, Source
 
 STEP = 2_654_435_761  # Odd and large: the replacements of neighbouring indices lie far apart.
 
@@ -16,14 +16,14 @@ class Skipping:
     number of hosts. bad: name to reason, of the bad pictures met so far by this process.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
         self._lock = threading.Lock()
         self._bad: dict[str, str] = {}
         self._known: set[int] = set()
-        self.name, self.num_classes = source.name, source.num_classes
-        self.class_names, self.fingerprint = source.class_names, source.fingerprint
-        self.multi_label = source.multi_label
+        self.name, self.num_classes = dataset.name, dataset.num_classes
+        self.class_names, self.fingerprint = dataset.class_names, dataset.fingerprint
+        self.multi_label = dataset.multi_label
 
     @property
     def bad(self) -> dict[str, str]:
@@ -31,7 +31,7 @@ class Skipping:
             return dict(self._bad)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._dataset)
 
     def __getitem__(self, index: int) -> Picture:
         picture = self._try(index)
@@ -47,7 +47,7 @@ class Skipping:
         return picture
 
     def describe(self) -> str:
-        return self._source.describe() + ", bad images replaced"
+        return self._dataset.describe() + ", bad images replaced"
 
     def _try(self, index: int) -> Picture | None:
         # Decoded here and now: a header in order says nothing of the rest, and the crop must be drawn for the
@@ -55,7 +55,7 @@ class Skipping:
         if index in self._known:
             return None
         try:
-            picture = self._source[index]
+            picture = self._dataset[index]
             return ArrayPicture(picture.pixels(), picture.label, picture.labels)
         except BadImageError as error:
             with self._lock:
