@@ -32,6 +32,8 @@ OPTIONS = {
     "log.every_steps": 1,
     "model.drop_path": 0.2,
     "optim.ema": 0.9,
+    "eval.baselines": False,
+    "log.tensorboard": False,
 }
 
 
