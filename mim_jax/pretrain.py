@@ -149,7 +149,7 @@ def _run(config: Config, claim: Claim) -> int:
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
             best_metric=config.checkpoint.best_metric,
-            about={"config": to_dict(config)},
+            custom_metadata={"config": to_dict(config)},
             on_saved=lambda step: claim.keep(),
         ) as checkpoints,
     ):

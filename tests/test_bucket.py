@@ -28,7 +28,7 @@ from mim_jax.data.tokens_writer import TokenWriter
 from mim_jax.interop.files import read_weights, write_weights
 from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module
-from mim_jax.training.checkpoints import CheckpointError, Checkpoints, saved_about
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints, read_custom_metadata
 from mim_jax.training.claims import Claim
 from mim_jax.training.watching.facts import init_name, init_text
 
@@ -64,39 +64,59 @@ def kept(objects: Objects, folder: str) -> set[str]:
 
 
 def test_checkpoints_live_in_a_bucket(objects: Objects) -> None:
-    with Checkpoints("gs://bucket/run/checkpoints", keep_last=2, about={"config": {"a": 1}}) as checkpoints:
-        for step in (1, 2, 3, 3):
+    directory, metadata = "gs://bucket/run/checkpoints", {"config": {"a": 1}}
+    with Checkpoints(directory, keep_last=2, custom_metadata=metadata) as checkpoints:
+        for step in (1, 2, 3):
             checkpoints.save(step, state(step))
             checkpoints.wait()
-        assert kept(objects, "bucket/run/checkpoints") == {"00000002", "00000003.1"}
-        assert saved_about(checkpoints.directory) == {"config": {"a": 1}}
+        assert kept(objects, "bucket/run/checkpoints") == {"00000002", "00000003"}
+        assert read_custom_metadata(checkpoints.directory) == metadata
         found = checkpoints.restore(_TARGET)
         assert found is not None and found[0] == 3
         np.testing.assert_array_equal(found[1]["x"], state(3)["x"])
 
 
+def test_a_bucket_of_an_earlier_version(objects: Objects) -> None:
+    """There a step has no commit_success.txt, and one that was saved again is 00000002.1."""
+    folder = "bucket/run/checkpoints"
+    with Checkpoints(f"gs://{folder}", keep_last=3) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+    for name, (content, _) in dict(objects).items():
+        del objects[name]
+        if not name.endswith(("2/commit_success.txt", "1/commit_success.txt", "_CHECKPOINT_METADATA")):
+            bucket.put(name.replace("00000002", "00000002.1"), content)
+    with Checkpoints(f"gs://{folder}", keep_last=1) as checkpoints:
+        found = checkpoints.restore(_TARGET)
+        assert found is not None and found[0] == 2
+        np.testing.assert_array_equal(found[1]["x"], state(2)["x"])
+        checkpoints.save(3, state(3))
+        checkpoints.wait()
+        assert kept(objects, folder) == {"00000003"}
+
+
 def test_a_checkpoint_in_a_bucket_counts_with_its_manifest(objects: Objects) -> None:
-    with Checkpoints("gs://bucket/run/checkpoints", keep_last=3) as checkpoints:
+    folder = "bucket/run/checkpoints"
+    with Checkpoints(f"gs://{folder}", keep_last=3) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state(step))
         checkpoints.wait()
-        whole = dict(objects)
-        del objects[
-            "bucket/run/checkpoints/00000002/manifest.json"
-        ]  # as a kill before the last upload leaves it
+        del objects[f"{folder}/00000002/manifest.json"]  # as a kill before the last upload leaves it
         assert checkpoints.steps() == [1] and checkpoints.newest_good() == 1
-        checkpoints.save(3, state(3))  # removes it
+        checkpoints.save(2, state(2))
+        checkpoints.save(3, state(3))
         checkpoints.wait()
-        assert kept(objects, "bucket/run/checkpoints") == {"00000001", "00000003"}
-        objects.update(whole)
+        assert kept(objects, folder) == {"00000001", "00000002", "00000003"}
         name = max(
-            (name for name in whole if "00000002/arrays" in name), key=lambda name: len(whole[name][0])
+            (name for name in objects if "00000003/arrays" in name), key=lambda name: len(objects[name][0])
         )
-        bucket.put(name, whole[name][0][:-1] + b"x")
-        with pytest.raises(
-            CheckpointError, match=r"gs://bucket/run/checkpoints/00000002 is damaged: .*\(checksum\)"
-        ):
-            checkpoints.restore_partial(_TARGET, step=2)
+        bucket.put(name, objects[name][0][:-1] + b"x")
+        with pytest.raises(CheckpointError, match=rf"gs://{folder}/00000003 is damaged: .*\(checksum\)"):
+            checkpoints.restore_partial(_TARGET, step=3)
+        assert checkpoints.newest_good() == 2
+        checkpoints.save(3, state(3))  # replaces it
+        checkpoints.wait()
+        assert checkpoints.newest_good() == 3
 
 
 @pytest.mark.slow

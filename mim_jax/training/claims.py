@@ -23,7 +23,7 @@ from mim_jax.config.schema import Config
 from mim_jax.storage import Lock, StorageError, marker
 from mim_jax.storage.lock import FILE as LOCK
 from mim_jax.storage.marker import Marker
-from mim_jax.training.checkpoints import saved_about
+from mim_jax.training.checkpoints import read_custom_metadata
 from mim_jax.training.distributed import first_process_does
 from mim_jax.training.watching.log import say
 from mim_jax.training.workdir import (
@@ -161,7 +161,7 @@ def refuse_other_configuration(workdir: epath.Path, now: dict[str, object]) -> N
     """
     if not any(_holds_work(workdir / name) for name in WORK):
         return  # nothing was kept, so there is nothing to protect
-    about = saved_about(workdir / "checkpoints")
+    about = read_custom_metadata(workdir / "checkpoints")
     if about is None and not (workdir / CONFIG).exists():
         raise ConfigError(
             f"{workdir} holds work, but no {CONFIG} that says what it was made with: restore it, or give --workdir another directory,"

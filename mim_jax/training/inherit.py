@@ -135,7 +135,7 @@ def read_run(
     wanted = {part: abstract(shapes, jax.tree.map(lambda _: where, shapes))}
     with Checkpoints(directory / "checkpoints") as checkpoints:
         found, restored = checkpoints.restore_partial(wanted, step)
-        trained_with = checkpoints.metadata(found)["about"].get("config")
+        trained_with = checkpoints.metadata(found)["custom_metadata"].get("config")
     if isinstance(trained_with, dict):
         refuse_changed_config(directory, trained_with)
     return config, method, restored[part], found

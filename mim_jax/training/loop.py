@@ -51,13 +51,12 @@ def restore_or_create(
     before: of the checkpoints after that step none is taken.
     """
     ema = bool(method.config.optim.ema)
-    good = checkpoints.newest_good() if before is None else checkpoints.newest_good_before(before)
+    good = checkpoints.newest_good(at_most=before)
     if good is not None:
         artefacts = checkpoints.metadata(good)["tree"].get("artefacts", {})
         shapes = state_shapes(method, optimiser, artefacts, ema)
         wanted = abstract(shapes, state_shardings(shapes, mesh))
-        found = checkpoints.restore(wanted) if before is None else checkpoints.restore_partial(wanted, good)
-        assert found is not None
+        found = checkpoints.restore_partial(wanted, good)
         say(f"resumed from checkpoint {found[0]}")
         return found
     return 0, create_state(method, optimiser, prepare(), ema=ema, mesh=mesh)

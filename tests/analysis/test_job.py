@@ -46,7 +46,7 @@ def finished(folder: Path, file: str, **overrides: Any) -> Path:
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * random.normal(size=x.shape), jnp.float32), shapes)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_dict(config))
-    with Checkpoints(folder / "checkpoints", asynchronous=False) as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(resolved(config.schedule.steps), {"params": params})
     return folder
 

@@ -75,7 +75,7 @@ def _interrupt(directory: Path, number: signal.Signals, delay: float) -> tuple[l
 
 def _leftover(directory: Path) -> int | None:
     """When an interrupted save was last written to, which tells it from the one that an earlier kill left."""
-    return next((path.stat().st_mtime_ns for path in directory.glob("unfinished-*")), None)
+    return next((path.stat().st_mtime_ns for path in directory.glob("*.orbax-checkpoint-tmp")), None)
 
 
 def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:

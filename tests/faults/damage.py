@@ -6,8 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def _files(step: Path) -> list[Path]:
+    """What a checkpoint is made of: all but Orbax's own notes beside it, which restoring does not read."""
+    notes = ("_CHECKPOINT_METADATA", "commit_success.txt")
+    return [
+        path
+        for path in sorted(step.rglob("*"))
+        if path.is_file() and not (path.parent == step and path.name in notes)
+    ]
+
+
 def _largest(step: Path) -> Path:
-    return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(_files(step), key=lambda path: path.stat().st_size)
 
 
 def _truncate(step: Path, draw: random.Random) -> None:
@@ -16,21 +26,19 @@ def _truncate(step: Path, draw: random.Random) -> None:
 
 
 def _empty(step: Path, draw: random.Random) -> None:
-    draw.choice(
-        [path for path in sorted(step.rglob("*")) if path.is_file() and path.stat().st_size]
-    ).write_bytes(b"")
+    draw.choice([path for path in _files(step) if path.stat().st_size]).write_bytes(b"")
 
 
 def flip_bit(step: Path, draw: random.Random) -> None:
     """Flips one bit of one file."""
-    path = draw.choice([path for path in sorted(step.rglob("*")) if path.is_file()])
+    path = draw.choice(_files(step))
     data = bytearray(path.read_bytes())
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     path.write_bytes(data)
 
 
 def _half_delete(step: Path, draw: random.Random) -> None:
-    found = [path for path in sorted(step.rglob("*")) if path.is_file()]
+    found = _files(step)
     for path in draw.sample(found, len(found) // 2):
         path.unlink()
 

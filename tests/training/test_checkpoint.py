@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints.leaves import flatten, specs_of, to_stored
+from mim_jax.training.checkpoints.manifest import Manifest, compute_checksums, write_manifest
 
 State = dict[str, Any]
 
@@ -90,10 +93,9 @@ def test_nothing_saved_is_none_and_makes_no_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
+def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path) -> None:
     state = _place(_state(7), _mesh(8), sharded=True)
-    with Checkpoints(tmp_path, asynchronous=asynchronous) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(7, state)
         step, found = _restored(checkpoints, state)
     assert step == 7
@@ -117,6 +119,41 @@ def test_restores_onto_another_mesh(
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
     rows = 16 // after[0] if after[1] else 16
     assert found["params"]["block_00"]["kernel"].addressable_shards[0].data.shape == (rows, 4)
+
+
+def _save_as_earlier_versions_did(directory: Path, name: str, step: int, state: State) -> None:
+    leaves = flatten(state)
+    with ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as orbax:
+        orbax.save(directory / name / "arrays", args=ocp.args.PyTreeSave(to_stored(leaves)))
+    files = compute_checksums(directory / name)
+    write_manifest(directory / name, Manifest(step, specs_of(leaves), {"acc": 1.0}, files))
+
+
+def test_checkpoints_of_earlier_versions_are_restored_and_kept(tmp_path: Path) -> None:
+    """These had no notes of Orbax's in a step's directory, and 00000003.1 where step 3 was saved again."""
+    _save_as_earlier_versions_did(tmp_path, "00000002", 2, _state(2))
+    _save_as_earlier_versions_did(tmp_path, "00000003", 3, _state(7))
+    _save_as_earlier_versions_did(tmp_path, "00000003.1", 3, _state(3))
+    with Checkpoints(tmp_path, keep_last=1, best_metric="acc") as checkpoints:
+        step, found = _restored(checkpoints, _state(0))
+        assert step == 3
+        _assert_identical(found, _state(3))
+        checkpoints.save(4, found, {"acc": 0.5})
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 4]  # of the best, the later
+        for step in (5, 6):
+            checkpoints.save(step, found, {"acc": 2.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000006"]
+
+
+def test_orbax_notes_are_not_needed(tmp_path: Path) -> None:
+    _save_all(tmp_path, [1])
+    (tmp_path / "00000001" / "_CHECKPOINT_METADATA").write_bytes(b"\0")
+    (tmp_path / "00000001" / "commit_success.txt").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        _, found = _restored(checkpoints, _state(0))
+        checkpoints.save(2, found)
+    _assert_identical(found, _state(1))
 
 
 def test_buffers_may_be_donated_once_save_returns(tmp_path: Path) -> None:
@@ -215,7 +252,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for message, arguments, options in [
         ("keep_last=0", tmp_path, {"keep_last": 0}),
-        ("best_mode='most'", tmp_path, {"best_mode": "most"}),
+        ("keep_every=-1", tmp_path, {"keep_every": -1}),
         ("other storage has to be mounted", "s3://bucket/run", {}),
         ("is a file", tmp_path / "file", {}),
     ]:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from mim_jax.training.checkpoints import CheckpointError, Checkpoints
-from mim_jax.training.checkpoints import writer as checkpoint_writer
+from mim_jax.training.checkpoints import CheckpointError, Checkpoints, manifest
 
 _HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 _TARGET = {"x": jax.ShapeDtypeStruct((3000,), jnp.float32, sharding=_HERE)}
@@ -148,13 +147,19 @@ def test_a_step_asked_for_by_number_has_no_fallback(run: Path) -> None:
 
 
 def test_leftovers_of_a_killed_save_are_said_then_removed(run: Path, warnings: list[str]) -> None:
-    shutil.copytree(run / "00000030", run / "unfinished-00000040")
-    shutil.copytree(run / "00000010", run / "discarded-00000005")
+    names = [
+        "00000040.orbax-checkpoint-tmp",
+        "discarded-00000005",
+        "unfinished-00000040",
+    ]  # the last two by earlier versions
+    for name in names:
+        shutil.copytree(run / "00000030", run / name)
+    (run / "notes-of-somebody").mkdir()
     assert _restored_step(run) == 30
-    assert len(warnings) == 1 and "unfinished-00000040 is not used" in warnings[0]
+    assert [f"{name} is not used" in text for name, text in zip(names, warnings, strict=True)] == [True] * 3
     with Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))
-    assert sorted(path.name for path in run.iterdir()) == ["00000030", "00000040"]
+    assert sorted(path.name for path in run.iterdir()) == ["00000030", "00000040", "notes-of-somebody"]
 
 
 def test_a_refused_step_is_saved_again(run: Path, warnings: list[str]) -> None:
@@ -166,7 +171,7 @@ def test_a_refused_step_is_saved_again(run: Path, warnings: list[str]) -> None:
         assert checkpoints.steps() == [25, 30]
         assert checkpoints.newest_good() == 25
         checkpoints.save(30, _state(30))
-    assert [path.name for path in run.iterdir()] == ["00000030.1"]
+    assert [path.name for path in run.iterdir()] == ["00000030"]
     assert _restored_step(run) == 30
 
 
@@ -196,7 +201,7 @@ def test_a_failing_commit_is_said_and_the_rest_stays(run: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_writer, "write_manifest", full)
+    monkeypatch.setattr(manifest, "write_manifest", full)
     with Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))
         with pytest.raises(CheckpointError, match=r"checkpoint 40 .*the disk is full"):
@@ -210,7 +215,7 @@ def test_a_failing_commit_is_said_and_the_rest_stays(run: Path, monkeypatch: pyt
 
 
 def test_an_error_of_the_run_is_not_hidden_by_a_save(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_writer, "sum_files", lambda path: 1 / 0)
+    monkeypatch.setattr(manifest, "compute_checksums", lambda path: 1 / 0)
     with pytest.raises(FloatingPointError), Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))
         raise FloatingPointError("NaN")

@@ -21,13 +21,15 @@ STAGES = {  # where a save is killed -> the newest step that is saved then
     "manifest_half_written": 2,
     "before_the_rename": 2,
     "before_old_ones_are_removed": 3,
+    "an_old_one_half_removed": 3,
 }
 SIZE = 100_000
 # Every stage has a process of its own, forked before jax starts a backend, and killed once it says that it stands there.
 WORKER = f"""
 import os, signal, sys, time
 import jax, jax.numpy as jnp
-from mim_jax.training.checkpoints import Checkpoints, writer
+import orbax.checkpoint as ocp
+from mim_jax.training.checkpoints import Checkpoints, manifest
 
 def stand(pipe):
     os.write(pipe, b"x")
@@ -37,27 +39,39 @@ def halve(path):
     os.truncate(path, os.path.getsize(path) // 2)
 
 def stop_at(stage, pipe):
-    prepare, sums, manifest = writer.Writer._start_arrays, writer.sum_files, writer.write_manifest
+    write_manifest, path = manifest.write_manifest, ocp.path.atomicity.AtomicRenameTemporaryPath
+    finalize, delete = path.finalize, ocp.path.deleter.PathDeleter.delete
     if stage == "before_the_arrays":
-        writer.Writer._start_arrays = lambda *a: stand(pipe)
+        async def async_save(*a, **b):
+            stand(pipe)
+        ocp.PyTreeCheckpointHandler.async_save = async_save
     elif stage == "arrays_half_written":
-        def sum_files(path):
+        def compute_checksums(path):
             found = [os.path.join(top, name) for top, _, names in os.walk(path) for name in names]
             halve(max(found, key=os.path.getsize))
             stand(pipe)
-        writer.sum_files = sum_files
+        manifest.compute_checksums = compute_checksums
     elif stage == "before_the_manifest":
-        writer.write_manifest = lambda *a: stand(pipe)
+        manifest.write_manifest = lambda *a: stand(pipe)
     elif stage == "manifest_half_written":
-        def write_manifest(path, whole):
-            manifest(path, whole)
+        def half(path, content):
+            write_manifest(path, content)
             halve(os.path.join(path, "manifest.json"))
             stand(pipe)
-        writer.write_manifest = write_manifest
+        manifest.write_manifest = half
     elif stage == "before_the_rename":
-        writer.files.commit = lambda *a: stand(pipe)
+        async def stand_or_finalize(self):
+            if self.get_final().name == "00000003":
+                stand(pipe)
+            await finalize(self)
+        path.finalize = stand_or_finalize
+    elif stage == "before_old_ones_are_removed":
+        ocp.path.deleter.PathDeleter.delete = lambda *a, **b: stand(pipe)
     else:
-        writer._removal_failure_of = lambda *a: stand(pipe)
+        def half_remove(self, path, **b):
+            os.remove(path / "arrays" / "_METADATA")
+            stand(pipe)
+        ocp.path.deleter.PathDeleter.delete = half_remove
 
 def save_until(stage, folder, pipe):
     with Checkpoints(os.path.join(folder, stage), keep_last=1) as checkpoints:
@@ -99,7 +113,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_inside_a_save_loses_nothing_that_was_saved(killed: Path, stage: str) -> None:
     directory, newest = killed / stage, STAGES[stage]
-    unfinished = [name for name in os.listdir(directory) if name.startswith("unfinished-")]
+    unfinished = [name for name in os.listdir(directory) if name.endswith(".orbax-checkpoint-tmp")]
     assert len(unfinished) == (newest == 2)  # the kill fell inside the save
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {

@@ -1,6 +1,7 @@
-"""Checkpoints that survive: `store.py` is the part to read first."""
+"""Checkpoints that survive: Orbax's CheckpointManager with checksums of our own. `manager.py` is the part to read first."""
 
-from mim_jax.training.checkpoints.reader import saved_about
-from mim_jax.training.checkpoints.store import CheckpointError, Checkpoints
+from mim_jax.training.checkpoints.manager import Checkpoints
+from mim_jax.training.checkpoints.manifest import CheckpointError
+from mim_jax.training.checkpoints.steps import read_custom_metadata
 
-__all__ = ["CheckpointError", "Checkpoints", "saved_about"]
+__all__ = ["CheckpointError", "Checkpoints", "read_custom_metadata"]
