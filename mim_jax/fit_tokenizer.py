@@ -27,7 +27,7 @@ from mim_jax.tokenizers.kmeans_options import KMeansOptions
 from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming
 from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
-from mim_jax.training.claims import Claim
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
@@ -80,13 +80,13 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
     Args:
         overwrite: whether what such a task has left there is replaced: moved aside, and removed at the end.
     """
-    with Claim(workdir, "tokenizer", overwrite=overwrite) as claim:
-        return _run(config, claim)
+    with RunDirectory(workdir, "tokenizer", overwrite=overwrite) as run_directory:
+        return _run(config, run_directory)
 
 
-def _run(config: Config, claim: Claim) -> int:
+def _run(config: Config, run_directory: RunDirectory) -> int:
     options = check_job(config)
-    workdir = local(claim.path, "k-means maps its features from a disk into memory")
+    workdir = local(run_directory.path, "k-means maps its features from a disk into memory")
     size = None if options.image_size is None else (options.image_size, options.image_size)
     teacher, params = load_teacher(
         options.teacher,
@@ -109,7 +109,7 @@ def _run(config: Config, claim: Claim) -> int:
         seed=config.seed,
         dtype=options.features_dtype,
     )
-    claim.take(config)
+    run_directory.acquire(config)
     say(f"data     {source.describe()}")
     say(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
     say(f"points   {files.describe()}")
@@ -120,7 +120,7 @@ def _run(config: Config, claim: Claim) -> int:
         done = files.write(params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
         fitted = _fit(config, options, files, workdir, shutdown) if done else None
     if fitted is None:
-        claim.pause()
+        run_directory.keep_replaced()
         say("asked to stop; the same command, without --overwrite, goes on")
         return EXIT_AGAIN
     if jax.process_index() == 0:
@@ -134,7 +134,7 @@ def _run(config: Config, claim: Claim) -> int:
         if not options.keep_features:
             shutil.rmtree(files.folder)
         shutil.rmtree(workdir / "kmeans")
-        claim.keep()
+        run_directory.discard_replaced()
     return 0
 
 

@@ -20,7 +20,7 @@ from mim_jax.methods.protocol import View
 from mim_jax.storage import whole_file
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.budget import check_memory
-from mim_jax.training.claims import Claim
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.watching.log import say
 
 matplotlib.use("Agg")
@@ -42,11 +42,11 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
     Args:
         overwrite: whether the gallery that lies there is replaced: moved aside, and removed at the end.
     """
-    with Claim(workdir, "gallery", overwrite=overwrite) as claim:
-        return _run(config, claim)
+    with RunDirectory(workdir, "gallery", overwrite=overwrite) as run_directory:
+        return _run(config, run_directory)
 
 
-def _run(config: Config, claim: Claim) -> int:
+def _run(config: Config, run_directory: RunDirectory) -> int:
     dataset = open_dataset(
         config.data.source,
         config.data.test_split,
@@ -67,12 +67,12 @@ def _run(config: Config, claim: Claim) -> int:
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.4, rect=(0, 0.015, 1, 1))
     figure.text(0.5, 0.004, LEGEND, ha="center", fontsize=9)
-    claim.take(config)
-    page = claim.path / "gallery.png"
+    run_directory.acquire(config)
+    page = run_directory.path / "gallery.png"
     with whole_file(page) as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
-    claim.keep()
+    run_directory.discard_replaced()
     say(f"gallery: {page}")
     say(LEGEND)
     return 0

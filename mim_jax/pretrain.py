@@ -27,13 +27,13 @@ from mim_jax.progress import Progress
 from mim_jax.storage import located
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.claims import Claim
 from mim_jax.training.divergence import read_divergence
 from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.replay import replay as repeat
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import make_mesh
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
@@ -60,11 +60,11 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
     Args:
         overwrite: whether a run of ours that lies there is replaced: moved aside, and removed after the first checkpoint.
     """
-    with Claim(workdir, "pretrain", overwrite=overwrite) as claim:
+    with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:
         try:
-            return _run(config, claim)
+            return _run(config, run_directory)
         except Diverged:
-            claim.pause()  # the file that tells of it stays, and what the run replaces
+            run_directory.keep_replaced()  # the file that tells of it stays, and what the run replaces
             raise
 
 
@@ -125,8 +125,8 @@ def _ready(config: Config) -> _Ready:
     return _Ready(config, train_dataset, test_dataset, method, mesh, tables, shapes, optimiser, loader, lines)
 
 
-def _run(config: Config, claim: Claim) -> int:
-    started, workdir = time.time(), claim.path
+def _run(config: Config, run_directory: RunDirectory) -> int:
+    started, workdir = time.time(), run_directory.path
     ready = _ready(config)
     config, method, mesh, tables = ready.config, ready.method, ready.mesh, ready.tables
     train_dataset, test_dataset, loader, optimiser = (
@@ -135,7 +135,7 @@ def _run(config: Config, claim: Claim) -> int:
         ready.loader,
         ready.optimiser,
     )
-    claim.take(config)
+    run_directory.acquire(config)
     for line in ready.chosen:
         say(f"chosen   {line}")
     announce(method, loader, tables, len(test_dataset), ready.shapes, workdir)
@@ -150,7 +150,7 @@ def _run(config: Config, claim: Claim) -> int:
             keep_every=config.checkpoint.keep_every,
             best_metric=config.checkpoint.best_metric,
             custom_metadata={"config": to_dict(config)},
-            on_saved=lambda step: claim.keep(),
+            on_saved=lambda step: run_directory.discard_replaced(),
         ) as checkpoints,
     ):
         if _finished(config, checkpoints) and (workdir / REPORT).exists():

@@ -29,7 +29,7 @@ from mim_jax.interop.files import read_weights, write_weights
 from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints, read_custom_metadata
-from mim_jax.training.claims import Claim
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.watching.facts import init_name, init_text
 
 _HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -46,7 +46,7 @@ def served() -> Iterator[Objects]:
 @pytest.fixture
 def objects(served: Objects, monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
     """An empty bucket. No local folder `gs:` appears."""
-    monkeypatch.setattr(lock_module, "SETTLED", 0.0)
+    monkeypatch.setattr(lock_module, "SETTLE_SECONDS", 0.0)
     served.clear()
     yield served
     assert not Path("gs:").exists()
@@ -154,24 +154,24 @@ def test_whose_directory_it_is_in_a_bucket(objects: Objects) -> None:
     bucket.put("bucket/thesis/config.json", b'{"model_type": "vit"}')
     with (
         pytest.raises(StorageError, match="files that are not ours"),
-        Claim("gs://bucket/thesis", "pretrain"),
+        RunDirectory("gs://bucket/thesis", "pretrain"),
     ):
         pass
-    with Claim("gs://bucket/run", "pretrain") as claim:
-        claim.take(small_config())
+    with RunDirectory("gs://bucket/run", "pretrain") as run_directory:
+        run_directory.acquire(small_config())
         with (
             pytest.raises(StorageError, match=rf"gs://bucket/run is in use by process {os.getpid()} on"),
-            Claim("gs://bucket/run", "pretrain") as second,
+            RunDirectory("gs://bucket/run", "pretrain") as second,
         ):
-            second.take(small_config())
+            second.acquire(small_config())
     assert kept(objects, "bucket/run") == {"mim_jax.json", "config.json", "versions.json"}
 
 
 def test_a_lock_in_a_bucket_is_its_holders_while_it_is_renewed(objects: Objects) -> None:
     other = {**lock_module.this_process(), "host": "tpu-3", "pid": 7}
-    for silent, dead in ((10, False), (lock_module.LOST + 1, True)):
+    for silent, dead in ((10, False), (lock_module.STALE_SECONDS + 1, True)):
         storage.write_json("gs://bucket/run/lock.json", {**other, "beat": other["beat"] - silent})
-        lock = Lock("gs://bucket/run/lock.json", "the run", settled=0.0)
+        lock = Lock("gs://bucket/run/lock.json", "the run", settle_seconds=0.0)
         if dead:
             with lock:
                 assert json.loads(objects["bucket/run/lock.json"][0])["pid"] == os.getpid()
@@ -249,9 +249,9 @@ def test_what_cannot_lie_in_a_bucket_says_so(objects: Objects, capsys: pytest.Ca
 
 
 def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
-    with Claim(f"file://{tmp_path}/run", "pretrain") as claim:
-        claim.take(small_config())
-    assert (tmp_path / "run" / "config.json").exists() and claim.path == epath.Path(tmp_path / "run")
+    with RunDirectory(f"file://{tmp_path}/run", "pretrain") as run_directory:
+        run_directory.acquire(small_config())
+    assert (tmp_path / "run" / "config.json").exists() and run_directory.path == epath.Path(tmp_path / "run")
     with Checkpoints(f"file://{tmp_path}/run/checkpoints") as checkpoints:
         checkpoints.save(1, state(1))
     assert (tmp_path / "run" / "checkpoints" / "00000001" / "manifest.json").exists()
@@ -269,7 +269,7 @@ def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
 
 def test_what_a_run_began_from_is_named_wherever_it_lies(objects: Objects, tmp_path: Path) -> None:
     for init in ("gs://bucket/runs/tiny", f"file://{tmp_path}/tiny", str(tmp_path / "tiny")):
-        with Claim(init, "pretrain") as claim:
-            claim.take(small_config())
+        with RunDirectory(init, "pretrain") as run_directory:
+            run_directory.acquire(small_config())
         config = dataclasses.replace(small_config(), init=init)
         assert init_name(config) == "tiny" and init_text(config) == f"tiny (mapet, 24 steps), {init}"

@@ -13,7 +13,7 @@ import pytest
 
 from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as module
-from mim_jax.storage.lock import LOST, this_process
+from mim_jax.storage.lock import STALE_SECONDS, this_process
 
 GONE = 2**22 + 1
 """No process has this number: it is above the kernel's largest."""
@@ -59,7 +59,7 @@ def test_a_dead_one_blocks_nobody(
     file = left_by(tmp_path, **DEAD[name])
     if not flock:
         monkeypatch.setattr(fcntl, "flock", no_flock)
-    with Lock(file, "the run", settled=0.0):
+    with Lock(file, "the run", settle_seconds=0.0):
         assert json.loads(file.read_text())["pid"] == os.getpid()
 
 
@@ -74,11 +74,11 @@ def test_another_machine_is_alive_while_it_renews_its_file(
     with pytest.raises(
         StorageError, match=r"process 12 on tpu-7 .*last heard of 6\d s ago.* delete .*lock.json"
     ):
-        Lock(file, "the run", settled=0.0).acquire()
+        Lock(file, "the run", settle_seconds=0.0).acquire()
     assert file.read_text() == before and os.listdir(tmp_path) == ["lock.json"]
-    then = time.time() - LOST - 1
+    then = time.time() - STALE_SECONDS - 1
     os.utime(file, (then, then))
-    with Lock(file, "the run", settled=0.0):
+    with Lock(file, "the run", settle_seconds=0.0):
         assert json.loads(file.read_text())["host"] == this_process()["host"]
 
 
@@ -86,9 +86,9 @@ def test_without_flock_a_living_process_is_found_by_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_flock)
-    file = left_by(tmp_path, pid=os.getppid(), process_started=module.started_at(os.getppid()))
+    file = left_by(tmp_path, pid=os.getppid(), process_started=module.process_start_time(os.getppid()))
     with pytest.raises(StorageError, match=f"process {os.getppid()} on"):
-        Lock(file, "the run", settled=0.0).acquire()
+        Lock(file, "the run", settle_seconds=0.0).acquire()
 
 
 @pytest.mark.parametrize("flock", [True, False])
@@ -101,11 +101,11 @@ def test_of_many_at_once_exactly_one_has_it(
         monkeypatch.setattr(
             module, "this_process", lambda: {**this_process(), "since": str(threading.get_ident())}
         )
-        monkeypatch.setattr(module, "started_at", lambda pid: None)
+        monkeypatch.setattr(module, "process_start_time", lambda pid: None)
     file, start, won = tmp_path / "lock.json", threading.Barrier(8), []
 
     def contend() -> None:
-        lock = Lock(file, "the run", settled=0.5)
+        lock = Lock(file, "the run", settle_seconds=0.5)
         start.wait()
         try:
             lock.acquire()
@@ -146,7 +146,7 @@ def test_links_and_pipes_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.05)
     file = tmp_path / "lock.json"
     with Lock(file, "the run"):
         os.utime(file, (0, 0))

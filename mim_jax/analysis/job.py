@@ -31,7 +31,7 @@ from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.storage import whole_file
-from mim_jax.training.claims import Claim
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
 from mim_jax.training.watching.first_batch import label_text
 from mim_jax.training.watching.log import say
@@ -62,17 +62,17 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
     Raises:
         ConfigError, CheckpointError, DataError, StorageError: one sentence.
     """
-    with Claim(workdir, "analyze", overwrite=overwrite) as claim:
-        return _run(config, claim)
+    with RunDirectory(workdir, "analyze", overwrite=overwrite) as run_directory:
+        return _run(config, run_directory)
 
 
-def _run(config: Config, claim: Claim) -> int:
+def _run(config: Config, run_directory: RunDirectory) -> int:
     options = check_job(config)
     directories = named(config.runs)
     kinds = given_kinds(options, len(directories))
     check_comparable(directories, options.step)
     mesh = make_mesh(resolve_mesh(config.mesh, jax.device_count()))
-    claim.take(config)
+    run_directory.acquire(config)
     seen: list[LookedAt] = []
     subjects: list[Subject] = []
     maps: list[tuple[str, AttentionMaps]] = []
@@ -86,8 +86,8 @@ def _run(config: Config, claim: Claim) -> int:
             maps.append((name, attention_maps(own.method, params, *_few(own, options, config))))
         say(f"{name}: {found.images} images in {time.perf_counter() - started:.1f} s")
     if jax.process_index() == 0:
-        _write(config, options, claim.path, seen, subjects, maps)
-        claim.keep()
+        _write(config, options, run_directory.path, seen, subjects, maps)
+        run_directory.discard_replaced()
     return 0
 
 

@@ -28,7 +28,7 @@ from mim_jax.config.check import ConfigError
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.storage import StorageError, local, located, make_folder
-from mim_jax.storage.marker import Marker, examine, resolved, write_marker
+from mim_jax.storage.marker import Marker, check_directory, follow_link, write_marker
 from mim_jax.training.shutdown import EXIT_AGAIN
 
 FAILURES, USAGE_ERROR = 1, 2
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs} must be at least 1")
     root = local(
-        resolved(located(options.workdir, "--workdir")),
+        follow_link(located(options.workdir, "--workdir")),
         "a comparison's runs share its directory with a lock of the disk",
     )
     return read_protocol(override(load(options.config), values)), root, options.jobs
@@ -62,12 +62,12 @@ def compare(protocol: Protocol, root: Path, slots: int, main: Sequence[str], com
     for name in protocol.evaluate:
         evaluation(protocol, name)  # a mistake there is said before anything is trained
     directory = epath.Path(root)
-    examine(directory, TASK)
+    check_directory(directory, TASK)
     make_folder(root, "--workdir")
     with Stop().on_signals() as stop, locked(root, stop) as lock:
         if lock is None:
             return EXIT_AGAIN
-        examine(directory, TASK)  # nobody else may change it now
+        check_directory(directory, TASK)  # nobody else may change it now
         write_marker(directory, Marker(TASK))
         records = Records(root / "results")
         changed = functools.partial(_write, root, protocol, records, jobs, command, slots)

@@ -1,7 +1,7 @@
-"""Paths that users give, and whole files: on this machine's disks or in a bucket (gs://BUCKET/PATH), through etils.epath.
+"""Paths that users name, and atomic writes: on this machine's disks or in a bucket (gs://BUCKET/PATH), through etils.epath.
 
-A file of ours is whole or not there: on a disk it is written under a temporary name, which must be new, and renamed; in a bucket it
-is one upload. Neither follows a link that lies where the file shall be: a link is replaced, what it names stays as it is.
+A file of ours is complete or not there: on a disk it is written under a temporary name, which must be new, synced and renamed; in a
+bucket it is one upload. Neither follows a link at the file's own name: the link is replaced, what it leads to stays as it is.
 """
 
 import contextlib
@@ -24,9 +24,11 @@ BUCKETS = ("gs",)
 """Schemes of buckets that orbax and tensorstore write to as well as we do."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):/")
-_MARK = ".partial-"
+TEMPORARY_MARK = ".partial-"
 """Part of a temporary name: `.config.json.partial-1a2b3c4d`."""
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SMALL = 65_536
+"""Bytes that are read of a lock or a marker."""
 _PERMISSIONS = 0o666  # less what the umask takes away, as for every other file
 
 
@@ -49,7 +51,7 @@ def located(path: str | os.PathLike[str], what: str = "the path") -> epath.Path:
     if scheme is None:
         return epath.Path(os.path.expanduser(text))
     if scheme[1].lower() == "file" and text[: len("file://")].lower() == "file://":
-        return _of_file_uri(text, what)
+        return _parse_file_uri(text, what)
     if scheme[1] not in BUCKETS or not re.match(r"gs://[^/]", text):
         raise StorageError(
             f"{what} is {text!r}, which is neither gs://BUCKET/PATH, file:///PATH nor a path of this machine: other storage has to be"
@@ -66,7 +68,7 @@ def located(path: str | os.PathLike[str], what: str = "the path") -> epath.Path:
     return epath.Path(text)
 
 
-def _of_file_uri(text: str, what: str) -> epath.Path:
+def _parse_file_uri(text: str, what: str) -> epath.Path:
     path = text[len("file://") :]
     if not path.startswith("/"):
         raise StorageError(f"{what} is {text!r}: write file:/// and the whole path, as file:///home/me/runs")
@@ -101,12 +103,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     if is_bucket(path):
         buffer = io.BytesIO()
         yield buffer
-        with _sentence(path):
+        with _storage_errors(path):
             epath.Path(path).write_bytes(buffer.getvalue())
         return
     with (
-        _sentence(path),
-        _new_beside(path) as (descriptor, _),
+        _storage_errors(path),
+        _temporary_file_beside(path) as (descriptor, _),
         open(descriptor, "wb", closefd=False) as stream,
     ):
         yield stream
@@ -119,10 +121,10 @@ def whole_file_by_name(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "file"
             yield file
-            with _sentence(path), file.open("rb") as source, epath.Path(path).open("wb") as target:
+            with _storage_errors(path), file.open("rb") as source, epath.Path(path).open("wb") as target:
                 shutil.copyfileobj(source, target)
         return
-    with _sentence(path), _new_beside(path) as (_, temporary):
+    with _storage_errors(path), _temporary_file_beside(path) as (_, temporary):
         yield temporary
 
 
@@ -143,9 +145,25 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_small_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """An object of JSON in a small regular file; empty where there is none, a link, or nothing that can be understood."""
+    try:
+        if is_bucket(path):
+            bucket_path = epath.Path(path)
+            content = bucket_path.read_bytes() if bucket_path.exists() else b""
+        else:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(descriptor, "rb") as stream:
+                content = stream.read(_SMALL) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        value = json.loads(content)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def open_to_append(path: str | os.PathLike[str]) -> IO[str]:
     """A local text file to add lines to, each on its way to the disk when it is written. Raises StorageError, also for a link."""
-    with _sentence(path):
+    with _storage_errors(path):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         descriptor = os.open(path, flags, _PERMISSIONS)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -197,27 +215,27 @@ def make_folder(path: str | os.PathLike[str], what: str = "the folder") -> None:
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary files that writers killed half-way have left in a local folder of ours."""
     if not is_bucket(folder):
-        for left in pathlib.Path(folder).glob(f".*{_MARK}*"):
+        for left in pathlib.Path(folder).glob(f".*{TEMPORARY_MARK}*"):
             if left.is_symlink() or left.is_file():
                 left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _new_beside(path: str | os.PathLike[str]) -> Iterator[tuple[int, pathlib.Path]]:
+def _temporary_file_beside(path: str | os.PathLike[str]) -> Iterator[tuple[int, pathlib.Path]]:
     """A new local file beside `path`, which takes its name at the end: descriptor and temporary name."""
     place = pathlib.Path(path)
-    temporary = place.with_name(f".{place.name[:200]}{_MARK}{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, _NEW, _PERMISSIONS)
+    temporary = place.with_name(f".{place.name[:200]}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, _CREATE_FLAGS, _PERMISSIONS)
     try:
         permissions = stat.S_IMODE(os.fstat(descriptor).st_mode)
         yield descriptor, temporary
-        with _opened(
+        with _open_descriptor(
             temporary
         ) as written:  # a library may have put another file there, with permissions of its own
             os.fchmod(written, permissions)
             os.fsync(written)
         os.replace(temporary, place)
-        with _opened(place.parent) as folder:  # a rename is on the disk once its folder is
+        with _open_descriptor(place.parent) as folder:  # a rename is on the disk once its folder is
             os.fsync(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -227,7 +245,7 @@ def _new_beside(path: str | os.PathLike[str]) -> Iterator[tuple[int, pathlib.Pat
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[int]:
+def _open_descriptor(path: pathlib.Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -236,7 +254,7 @@ def _opened(path: pathlib.Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _sentence(path: str | os.PathLike[str]) -> Iterator[None]:
+def _storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:

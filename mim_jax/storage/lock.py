@@ -1,8 +1,8 @@
-"""A directory for one process at a time: lock.json in it names who has it.
+"""A directory for one process at a time: lock.json in it names its owner.
 
 On a disk the kernel's lock (flock) decides: it ends with its process, however that ends, so a dead one blocks nobody on its own
 machine. It does not reach other machines on every network disk, and buckets have none: there the holder renews the file, and one that
-has not been renewed for LOST seconds is a dead one's.
+has not been renewed for STALE_SECONDS seconds is a dead one's.
 """
 
 import errno
@@ -21,16 +21,15 @@ from typing import Any, Self
 
 from etils import epath
 
-from mim_jax.storage.files import StorageError, is_bucket, write_json
+from mim_jax.storage.files import StorageError, is_bucket, read_small_json, write_json
 
-FILE = "lock.json"
-BEAT = 20.0
-LOST = 300.0
-"""Seconds between two renewals, and after which a holder on another machine counts as dead."""
-SETTLED = 2.0
-"""Seconds after which, where there is no flock, the last of several writers is the one that has it."""
-MOST_BYTES = 65_536
-SHOWN = 240
+LOCK_FILE = "lock.json"
+RENEW_SECONDS = 20.0
+STALE_SECONDS = 300.0
+"""Seconds between two renewals, and after the last one until an owner on another machine counts as dead."""
+SETTLE_SECONDS = 2.0
+"""Seconds after which, where there is no flock, the last of several writers is the owner."""
+_MAX_COMMAND_LENGTH = 240
 """Characters of a command in the file."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -40,23 +39,25 @@ class Lock:
 
     Args:
         file: the lock's file, in a directory that exists.
-        of: what is locked, as the error calls it.
-        settled: as SETTLED.
+        subject: what is locked, as an error calls it.
+        settle_seconds: as SETTLE_SECONDS.
     """
 
-    def __init__(self, file: str | os.PathLike[str], of: str, *, settled: float = SETTLED) -> None:
-        self._file, self._of, self._settled = epath.Path(file), of, settled
+    def __init__(
+        self, file: str | os.PathLike[str], subject: str, *, settle_seconds: float = SETTLE_SECONDS
+    ) -> None:
+        self._file, self._subject, self._settle_seconds = epath.Path(file), subject, settle_seconds
         self._descriptor: int | None = None
         self._owner: dict[str, Any] = {}
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Takes it, or raises StorageError naming the process that has it."""
+        """Raises StorageError naming the process that holds the lock."""
         owner = this_process()
         if is_bucket(self._file):
-            self._refuse_alive(self._read(), owner)
-            self._claim_without_flock(owner)
+            self._refuse_live_owner(self._read(), owner)
+            self._acquire_without_flock(owner)
         else:
             self._acquire_on_disk(owner)
         self._owner = owner
@@ -64,12 +65,12 @@ class Lock:
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
 
-    def moved(self, file: str | os.PathLike[str]) -> None:
+    def relocate(self, file: str | os.PathLike[str]) -> None:
         """Says where the lock's file is now, after its directory got another name."""
         self._file = epath.Path(file)
 
     def release(self) -> None:
-        """Gives it back; its file goes."""
+        """Unlocks, and removes the file."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
@@ -99,14 +100,14 @@ class Lock:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     locked = True
                 except BlockingIOError:
-                    raise self._refusal(self._holder()) from None
+                    raise self._refusal(self._flock_owner()) from None
                 except OSError as error:
                     if error.errno not in _NO_FLOCK:
                         raise
                     locked = False
-                if not _is_at(descriptor, self._file):
+                if not _is_same_file(descriptor, self._file):
                     continue
-                self._refuse_alive(self._read(), owner, flock=locked)
+                self._refuse_live_owner(self._read(), owner, flock=locked)
                 if locked:
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, json.dumps(owner, indent=1).encode(), 0)
@@ -115,36 +116,38 @@ class Lock:
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
-            self._claim_without_flock(owner)
+            self._acquire_without_flock(owner)
             return
 
-    def _claim_without_flock(self, owner: dict[str, Any]) -> None:
+    def _acquire_without_flock(self, owner: dict[str, Any]) -> None:
         """Of several that write at once the last is the one that has it; the others see that."""
         write_json(self._file, owner)
-        time.sleep(self._settled)
-        found = self._read()
-        if not _same_owner(found, owner):
-            raise self._refusal(found)
+        time.sleep(self._settle_seconds)
+        last_writer = self._read()
+        if not _same_owner(last_writer, owner):
+            raise self._refusal(last_writer)
 
-    def _refuse_alive(self, other: dict[str, Any], owner: dict[str, Any], *, flock: bool = False) -> None:
+    def _refuse_live_owner(
+        self, other: dict[str, Any], owner: dict[str, Any], *, flock: bool = False
+    ) -> None:
         """Raises StorageError where the owner that the file names lives. flock: the kernel has just said that none here does."""
         if not other:
             return
         if other.get("host") == owner["host"]:
             if flock or other.get("boot") != owner["boot"]:
                 return  # dead, or of before this machine was started
-            if started_at(_pid(other)) != other.get("process_started"):
+            if process_start_time(_pid(other)) != other.get("process_started"):
                 return  # dead; its number may be another's by now
             raise self._refusal(other)
-        silent = self._silence(other)
-        if silent < LOST:
-            raise self._refusal(other, silent)
+        silence = self._seconds_since_renewal(other)
+        if silence < STALE_SECONDS:
+            raise self._refusal(other, silence)
 
-    def _silence(self, other: dict[str, Any]) -> float:
+    def _seconds_since_renewal(self, other: dict[str, Any]) -> float:
         """Seconds since another machine's process has renewed the file, by the clock of the disk it lies on."""
         if is_bucket(self._file):
             beat = other.get("beat")
-            return time.time() - beat if isinstance(beat, int | float) else LOST
+            return time.time() - beat if isinstance(beat, int | float) else STALE_SECONDS
         renewed = os.stat(self._file).st_mtime
         probe = pathlib.Path(self._file).with_name(f".{self._file.name}.clock-{os.getpid()}")
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -154,45 +157,36 @@ class Lock:
             os.close(descriptor)
             probe.unlink()
 
-    def _refusal(self, other: dict[str, Any], silent: float | None = None) -> StorageError:
+    def _refusal(self, other: dict[str, Any], silence: float | None = None) -> StorageError:
         who = (
             f"process {other.get('pid')} on {other.get('host')} since {other.get('since')} ({other.get('command')})"
             if other
             else "another process"
         )
         remedy = "wait for it or stop it, or name another place"
-        if silent is not None:
+        if silence is not None:
             remedy += (
-                f"; it was last heard of {max(0.0, silent):.0f} s ago, and {LOST:.0f} s after its last sign of life"
+                f"; it was last heard of {max(0.0, silence):.0f} s ago, and {STALE_SECONDS:.0f} s after its last sign of life"
                 f" it counts as dead (or, if you know that it is, delete {self._file})"
             )
-        return StorageError(f"{self._of} is in use by {who}: {remedy}")
+        return StorageError(f"{self._subject} is in use by {who}: {remedy}")
 
-    def _holder(self) -> dict[str, Any]:
+    def _flock_owner(self) -> dict[str, Any]:
         """Who has flock: it writes its name a moment after."""
         for _ in range(20):
-            found = self._read()
-            if found and started_at(_pid(found)) == found.get("process_started"):
+            holder = self._read()
+            if holder and process_start_time(_pid(holder)) == holder.get("process_started"):
                 break
             time.sleep(0.05)
-        return found
+        return holder
 
     def _read(self) -> dict[str, Any]:
-        """What the file says; empty where it says nothing that can be understood."""
-        try:
-            if is_bucket(self._file):
-                content = self._file.read_bytes() if self._file.exists() else b""
-            else:
-                descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-                with open(descriptor, "rb") as stream:
-                    content = stream.read(MOST_BYTES)
-            found = json.loads(content)
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) and isinstance(found.get("host"), str) and _pid(found) else {}
+        """What the file says of its owner; empty where it says nothing that can be understood."""
+        owner = read_small_json(self._file)
+        return owner if isinstance(owner.get("host"), str) and _pid(owner) else {}
 
     def _renew(self) -> None:
-        while not self._end.wait(BEAT):
+        while not self._end.wait(RENEW_SECONDS):
             try:
                 if self._descriptor is not None:
                     os.utime(self._descriptor)
@@ -206,16 +200,16 @@ def this_process() -> dict[str, Any]:
     """Who we are, as a lock says it."""
     return {
         "host": socket.gethostname(),
-        "boot": _boot(),
+        "boot": _boot_id(),
         "pid": os.getpid(),
-        "process_started": started_at(os.getpid()),
+        "process_started": process_start_time(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "beat": time.time(),
         "command": _shortened(shlex.join(sys.orig_argv)),
     }
 
 
-def started_at(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """When a living process of this machine was started, as a number of the kernel's; None without such a process.
 
     Where the kernel does not say when, "alive".
@@ -242,10 +236,10 @@ def _pid(owner: dict[str, Any]) -> int:
 
 def _shortened(command: str) -> str:
     command = " ".join(command.split())
-    return command if len(command) <= SHOWN else f"{command[:SHOWN]}..."
+    return command if len(command) <= _MAX_COMMAND_LENGTH else f"{command[:_MAX_COMMAND_LENGTH]}..."
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     """Names this machine since it was started; '' where that cannot be known."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -267,7 +261,7 @@ def _open(file: epath.Path) -> int:
     return descriptor
 
 
-def _is_at(descriptor: int, file: epath.Path) -> bool:
+def _is_same_file(descriptor: int, file: epath.Path) -> bool:
     try:
         there, here = os.lstat(file), os.fstat(descriptor)
     except FileNotFoundError:

@@ -1,39 +1,36 @@
 """Which directories are ours: those that hold mim_jax.json, and no others. Nothing else is ever written into, moved or removed.
 
-What --overwrite replaces is moved aside, to a name beside the directory, and removed when what replaces it is worth keeping. Removed is
-what we have made ourselves, name by name: files that somebody else has put there stay, and are said.
+What --overwrite replaces is moved aside, to a name beside the directory, and removed when what replaces it is worth keeping. Only what
+our commands have made is removed, name by name: files that somebody else has put there stay, and are reported.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Iterable
 
 from etils import epath
 
-from mim_jax.storage.files import _MARK, StorageError, is_bucket, write_json
-from mim_jax.storage.lock import FILE as LOCK
+from mim_jax.storage.files import TEMPORARY_MARK, StorageError, is_bucket, read_small_json, write_json
+from mim_jax.storage.lock import LOCK_FILE
 
-FILE = "mim_jax.json"
+MARKER_FILE = "mim_jax.json"
 FORMAT, VERSION = "mim_jax run", 1
-MOST_BYTES = 65_536
-SHOWN = 3
+_MAX_NAMES = 3
 
-OWN_FILES = (
-    LOCK, "config.json", "versions.json", "sessions.json", "metrics.jsonl", "bad_images.json", "wandb.json", "report.html",
+RUN_FILES = (
+    LOCK_FILE, "config.json", "versions.json", "sessions.json", "metrics.jsonl", "bad_images.json", "wandb.json", "report.html",
     "first_batch.png", "confusion.png", "gallery.png", "tokenizer.safetensors", "heads.csv", "layers.csv", "cka.csv", "layers.png",
     "cka.png", "rollout.png",
 )  # fmt: skip
-OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "features", "kmeans")
-"""All that our commands write into a run's directory (tests/training/test_claims.py looks)."""
-_OWN_PATTERNS = ("attention-*.png", "diverged-*.json")
-_ASIDE = ".replaced-"
-NOBODYS = (LOCK, "lock", "lost+found")
+RUN_DIRECTORIES = ("checkpoints", "tensorboard", "wandb", "features", "kmeans")
+"""All that our commands write into a run's directory (tests/training/test_run_directory.py looks)."""
+_RUN_FILE_PATTERNS = ("attention-*.png", "diverged-*.json")
+_REPLACED = ".replaced-"
+IGNORED_NAMES = (LOCK_FILE, "lock", "lost+found")
 """What an empty directory may hold: what a file system or a killed start of ours has left there."""
 
 
@@ -45,7 +42,7 @@ class Marker:
     replaces: tuple[str, ...] = ()
 
 
-def examine(
+def check_directory(
     directory: epath.Path, task: str, *, overwrite: bool = False, what: str = "--workdir"
 ) -> Marker | None:
     """Whether a directory may be written into by a task; changes nothing.
@@ -55,12 +52,12 @@ def examine(
     Raises:
         StorageError: it is a file or a dangling link, holds files that are not ours, or is another task's.
     """
-    names = _names(directory, what)
-    if names is None or all(_is_nobodys(name) for name in names):
+    names = _list_names(directory, what)
+    if names is None or all(_is_ignored(name) for name in names):
         return None
     marker = read_marker(directory)
     if marker is None:
-        raise StorageError(_foreign(directory, names, overwrite, what))
+        raise StorageError(_describe_foreign_files(directory, names, overwrite, what))
     if marker.task != task:
         raise StorageError(
             f"{what}={directory} belongs to the task {marker.task}, and this is the task {task}: give another directory"
@@ -70,33 +67,25 @@ def examine(
 
 def read_marker(directory: epath.Path) -> Marker | None:
     """What mim_jax.json in the directory says; None where there is none that is ours."""
-    path = directory / FILE
-    try:
-        if is_bucket(path):
-            content = path.read_bytes() if path.exists() else b""
-        else:
-            if not stat.S_ISREG(os.lstat(path).st_mode):
-                return None
-            with open(path, "rb") as stream:
-                content = stream.read(MOST_BYTES)
-        found = json.loads(content)
-    except (OSError, ValueError, RecursionError):
+    path = directory / MARKER_FILE
+    content = read_small_json(path)
+    if content.get("format") != FORMAT or not isinstance(content.get("task"), str):
         return None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("task"), str):
-        return None
-    if found.get("version") != VERSION:
+    if content.get("version") != VERSION:
         raise StorageError(
-            f"{path} is of version {found.get('version')!r} of our format, and this mim_jax knows version {VERSION}: use the one that"
+            f"{path} is of version {content.get('version')!r} of our format, and this mim_jax knows version {VERSION}: use the one that"
             " made it, or another directory"
         )
-    replaces = found.get("replaces", [])
-    named = isinstance(replaces, list) and all(isinstance(name, str) and _is_plain(name) for name in replaces)
-    return Marker(found["task"], tuple(replaces) if named else ())
+    replaces = content.get("replaces", [])
+    named = isinstance(replaces, list) and all(
+        isinstance(name, str) and _is_plain_name(name) for name in replaces
+    )
+    return Marker(content["task"], tuple(replaces) if named else ())
 
 
 def refuse_links(directory: epath.Path) -> None:
     """Raises StorageError where a folder of a run is a link: what is made and removed in it would lie elsewhere."""
-    for name in OWN_FOLDERS:
+    for name in RUN_DIRECTORIES:
         path = directory / name
         if not is_bucket(path) and os.path.islink(path):
             raise StorageError(
@@ -106,11 +95,13 @@ def refuse_links(directory: epath.Path) -> None:
 
 def write_marker(directory: epath.Path, marker: Marker) -> None:
     """Makes a directory ours. Raises StorageError."""
-    about = {"format": FORMAT, "version": VERSION, "task": marker.task}
-    write_json(directory / FILE, about | ({"replaces": list(marker.replaces)} if marker.replaces else {}))
+    content: dict[str, object] = {"format": FORMAT, "version": VERSION, "task": marker.task}
+    if marker.replaces:
+        content["replaces"] = list(marker.replaces)
+    write_json(directory / MARKER_FILE, content)
 
 
-def resolved(directory: epath.Path, what: str = "--workdir") -> epath.Path:
+def follow_link(directory: epath.Path, what: str = "--workdir") -> epath.Path:
     """The directory itself where the path is a link to one: scratch disks are often linked to.
 
     Raises:
@@ -133,8 +124,7 @@ def check_movable(directory: epath.Path, what: str = "--workdir") -> None:
         raise StorageError(
             f"--overwrite: {directory} lies in a bucket, where nothing can be moved aside: give another directory, or remove it yourself"
         )
-    real, here = pathlib.Path(os.path.realpath(directory)), pathlib.Path.cwd()
-    if here.is_relative_to(real):
+    if pathlib.Path.cwd().is_relative_to(os.path.realpath(directory)):
         raise StorageError(
             f"--overwrite: {what}={directory} is, or holds, the current directory: start from outside of it"
         )
@@ -143,7 +133,7 @@ def check_movable(directory: epath.Path, what: str = "--workdir") -> None:
 def move_aside(directory: epath.Path) -> str:
     """Gives a directory of ours a name beside it, which is returned; its own name is free then. Raises StorageError."""
     real = pathlib.Path(os.path.realpath(directory))
-    aside = real.with_name(f"{real.name}{_ASIDE}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    aside = real.with_name(f"{real.name}{_REPLACED}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         os.rename(real, aside)
     except OSError as error:
@@ -164,46 +154,45 @@ def move_back(directory: epath.Path, aside: str) -> bool:
 
 def remove_replaced(directory: epath.Path, names: Iterable[str]) -> list[str]:
     """Removes what was moved aside, and what that had replaced itself. Returns a sentence for each that holds other people's files."""
-    said = []
+    sentences = []
     for name in names:
         real = epath.Path(os.path.realpath(directory))
         aside = real.with_name(name)
-        if not name.startswith(f"{real.name}{_ASIDE}") or os.path.islink(aside):
+        if not name.startswith(f"{real.name}{_REPLACED}") or os.path.islink(aside):
             continue
         if (marker := read_marker(aside)) is None:
             continue
-        said += remove_replaced(directory, marker.replaces)
-        left = remove_ours(aside)
-        if left:
-            said.append(f"{aside} is kept: it holds files that are not ours ({_some(left)})")
-    return said
+        sentences += remove_replaced(directory, marker.replaces)
+        if remaining := remove_run_files(aside):
+            sentences.append(f"{aside} is kept: it holds files that are not ours ({_first_names(remaining)})")
+    return sentences
 
 
-def remove_ours(directory: epath.Path) -> list[str]:
-    """Removes what our commands have made in a directory with our marker, and the directory if it is empty then; what is left."""
-    place = pathlib.Path(directory)
+def remove_run_files(directory: epath.Path) -> list[str]:
+    """Removes what our commands have made in a directory with our marker, and the directory if it is empty then. Returns the names that remain."""
+    path_of_run = pathlib.Path(directory)
     # The marker goes last but for the lock: until then it is ours, and nobody else's to begin in.
-    for name in sorted(os.listdir(place), key=lambda name: (name == LOCK, name == FILE)):
-        path = place / name
-        own_file = (
-            name in (*OWN_FILES, FILE)
-            or any(path.match(pattern) for pattern in _OWN_PATTERNS)
-            or _MARK in name
+    for name in sorted(os.listdir(path_of_run), key=lambda name: (name == LOCK_FILE, name == MARKER_FILE)):
+        path = path_of_run / name
+        is_run_file = (
+            name in (*RUN_FILES, MARKER_FILE)
+            or any(path.match(pattern) for pattern in _RUN_FILE_PATTERNS)
+            or TEMPORARY_MARK in name
         )
         if path.is_symlink():
-            if own_file or name in OWN_FOLDERS:
+            if is_run_file or name in RUN_DIRECTORIES:
                 path.unlink()  # the link; what it leads to is not ours
-        elif own_file and path.is_file():
+        elif is_run_file and path.is_file():
             path.unlink()
-        elif name in OWN_FOLDERS and path.is_dir():
+        elif name in RUN_DIRECTORIES and path.is_dir():
             shutil.rmtree(path)
-    left = os.listdir(place)
-    if not left:
-        place.rmdir()
-    return sorted(left)
+    remaining = os.listdir(path_of_run)
+    if not remaining:
+        path_of_run.rmdir()
+    return sorted(remaining)
 
 
-def _names(directory: epath.Path, what: str) -> list[str] | None:
+def _list_names(directory: epath.Path, what: str) -> list[str] | None:
     """What lies in a directory; None where there is none."""
     if is_bucket(directory):
         return [path.name for path in directory.iterdir()] if directory.is_dir() else None
@@ -211,7 +200,7 @@ def _names(directory: epath.Path, what: str) -> list[str] | None:
         return os.listdir(directory)
     except FileNotFoundError:
         if os.path.islink(directory):
-            resolved(directory, what)
+            follow_link(directory, what)
         return None
     except NotADirectoryError as error:
         raise StorageError(f"{what}={directory} is a file, not a directory: give another path") from error
@@ -219,26 +208,28 @@ def _names(directory: epath.Path, what: str) -> list[str] | None:
         raise StorageError(f"{what}={directory} cannot be read: {error.strerror}") from error
 
 
-def _is_nobodys(name: str) -> bool:
-    return name in NOBODYS or name.startswith(".nfs") or (name.startswith(".") and _MARK in name)
+def _is_ignored(name: str) -> bool:
+    return (
+        name in IGNORED_NAMES or name.startswith(".nfs") or (name.startswith(".") and TEMPORARY_MARK in name)
+    )
 
 
-def _is_plain(name: str) -> bool:
+def _is_plain_name(name: str) -> bool:
     """Whether a name is that of something in the same directory, and nothing else."""
     return name == os.path.basename(name) and name not in ("", ".", "..")
 
 
-def _foreign(directory: epath.Path, names: list[str], overwrite: bool, what: str) -> str:
-    holds = f"{what}={directory} holds files that are not ours ({_some(sorted(names))}; no {FILE} of ours)"
+def _describe_foreign_files(directory: epath.Path, names: list[str], overwrite: bool, what: str) -> str:
+    holds = f"{what}={directory} holds files that are not ours ({_first_names(sorted(names))}; no {MARKER_FILE} of ours)"
     if {"config.json", "checkpoints"} <= set(names):
         return (
             f"{holds}: give a new or empty directory, or, if it is a run that an earlier version of mim_jax made, say so:"
-            f' echo \'{{"format": "{FORMAT}", "version": {VERSION}, "task": "pretrain"}}\' > {directory / FILE}'
+            f' echo \'{{"format": "{FORMAT}", "version": {VERSION}, "task": "pretrain"}}\' > {directory / MARKER_FILE}'
         )
     done = "so nothing is overwritten" if overwrite else "so nothing is written there"
     return f"{holds}, {done}: give a new or empty directory"
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name)[1:-1] for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _first_names(names: list[str]) -> str:
+    shown = ", ".join(repr(name)[1:-1] for name in names[:_MAX_NAMES])
+    return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")

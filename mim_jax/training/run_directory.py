@@ -1,12 +1,12 @@
-"""A run's directory, taken for one process: looked at first, touched only once everything else is known to be right.
+"""A run's directory, locked by one process: checked first, changed only once everything else is known to be right.
 
-with Claim(workdir, "pretrain", overwrite=overwrite) as claim:  # refuses what is not ours; changes nothing
-    ...  # the whole configuration, data, method, batch, devices
-    claim.take(config)  # lock, what --overwrite replaces moved aside, marker, config.json, versions.json
+with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:  # refuses what is not ours; changes nothing
+    ...  # configuration, data, method, batch, devices
+    run_directory.acquire(config)  # locks, moves aside what --overwrite replaces, writes marker, config.json, versions.json
     ...
-    claim.keep()  # there is a result: what was replaced is removed
+    run_directory.discard_replaced()  # there is a result: what it replaces is removed
 
-Where it ends without a result, what was replaced gets its name back. On several hosts the first process does all this.
+Where it ends without a result, what was moved aside gets its name back. On several hosts the first process does all this.
 """
 
 import json
@@ -21,7 +21,7 @@ from mim_jax import storage
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.schema import Config
 from mim_jax.storage import Lock, StorageError, marker
-from mim_jax.storage.lock import FILE as LOCK
+from mim_jax.storage.lock import LOCK_FILE
 from mim_jax.storage.marker import Marker
 from mim_jax.training.checkpoints import read_custom_metadata
 from mim_jax.training.distributed import first_process_does
@@ -36,11 +36,11 @@ from mim_jax.training.workdir import (
     versions,
 )
 
-WORK = ("checkpoints", "features", "tokenizer.safetensors")
+RESULTS = ("checkpoints", "features", "tokenizer.safetensors")
 """What is worth protecting from a command with another configuration."""
 
 
-class Claim:
+class RunDirectory:
     """The directory of one run.
 
     Args:
@@ -50,19 +50,19 @@ class Claim:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], task: str, *, overwrite: bool = False) -> None:
-        self.given = storage.located(workdir, "--workdir")
-        self.path = self.given  # once looked at: what a link leads to
+        self.requested_path = storage.located(workdir, "--workdir")
+        self.path = self.requested_path  # inside the context: what a link leads to
         self._task, self._overwrite = task, overwrite
         self._lock: Lock | None = None
         self._replaced: tuple[str, ...] = ()
-        self._moved = ""  # what this claim itself has moved aside
+        self._moved = ""  # name beside it of what this process has moved aside
 
     def __enter__(self) -> Self:
         """Raises StorageError for a directory that cannot be used; nothing is changed."""
-        self.path = marker.resolved(self.given)
+        self.path = marker.follow_link(self.requested_path)
         if jax.process_index() == 0:
-            found = marker.examine(self.path, self._task, overwrite=self._overwrite)
-            if found is not None and self._overwrite:
+            previous = marker.check_directory(self.path, self._task, overwrite=self._overwrite)
+            if previous is not None and self._overwrite:
                 marker.check_movable(self.path)
         return self
 
@@ -70,20 +70,20 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._moved:
-            self._give_back()
+            self._restore_replaced()
         if self._lock is not None:
             self._lock.release()
 
-    def take(self, config: Config) -> None:
-        """Makes the directory this process's; on several hosts all call it, and fail together.
+    def acquire(self, config: Config) -> None:
+        """Locks the directory and writes its first files; on several hosts all call it, and fail together.
 
         Raises:
             StorageError: another process has it, or it cannot be written.
             ConfigError: it holds checkpoints of another configuration; the message names the keys that differ.
         """
-        first_process_does(lambda: self._take(config), f"take {self.path}")
+        first_process_does(lambda: self._acquire(config), f"acquire {self.path}")
 
-    def keep(self) -> None:
+    def discard_replaced(self) -> None:
         """There is something worth keeping now: removes what it replaces. May be called in any thread, and again."""
         replaced, self._replaced, self._moved = self._replaced, (), ""
         if replaced:
@@ -91,34 +91,33 @@ class Claim:
                 say(sentence)
             marker.write_marker(self.path, Marker(self._task))
 
-    def pause(self) -> None:
+    def keep_replaced(self) -> None:
         """There is no result yet, but work that a later start goes on with: both stay, what it replaces beside it."""
         self._moved = ""
 
-    def _take(self, config: Config) -> None:
-        now = json.loads(json.dumps(to_dict(config)))
+    def _acquire(self, config: Config) -> None:
+        config_json = json.loads(json.dumps(to_dict(config)))
         storage.make_folder(self.path, "--workdir")
-        self._lock = Lock(self.path / LOCK, str(self.path))
+        self._lock = Lock(self.path / LOCK_FILE, str(self.path))
         try:
             self._lock.acquire()
         except StorageError:
             self._lock = None
             raise
-        found = marker.examine(
-            self.path, self._task, overwrite=self._overwrite
-        )  # nobody else may change it now
-        if found is not None and self._overwrite:
+        # Again: nobody else may change it from here on.
+        previous = marker.check_directory(self.path, self._task, overwrite=self._overwrite)
+        if previous is not None and self._overwrite:
             self._move_aside()
-        elif found is not None:
+        elif previous is not None:
             marker.refuse_links(self.path)
-            self._replaced = found.replaces
-            refuse_other_configuration(self.path, now)
+            self._replaced = previous.replaces
+            refuse_other_config(self.path, config_json)
             storage.remove_leftovers(self.path)
         marker.write_marker(self.path, Marker(self._task, self._replaced))
-        storage.write_json(self.path / CONFIG, now)
+        storage.write_json(self.path / CONFIG, config_json)
         storage.write_json(self.path / VERSIONS, versions())
-        if self.path != self.given:
-            say(f"{self.given} is a link: the run is kept in {self.path}")
+        if self.path != self.requested_path:
+            say(f"{self.requested_path} is a link: the run is kept in {self.path}")
         if self._replaced:
             say(
                 f"what it replaces is kept as {', '.join(self._replaced)} beside {self.path} until the first checkpoint"
@@ -129,52 +128,52 @@ class Claim:
         marker.check_movable(self.path)
         self._moved = marker.move_aside(self.path)
         self._replaced = (self._moved,)
-        self._lock.moved(self.path.with_name(self._moved) / LOCK)
+        self._lock.relocate(self.path.with_name(self._moved) / LOCK_FILE)
         try:
             os.mkdir(self.path)
-            own = Lock(self.path / LOCK, str(self.path))
-            own.acquire()
+            new_lock = Lock(self.path / LOCK_FILE, str(self.path))
+            new_lock.acquire()
         except (OSError, StorageError) as error:
-            aside, self._moved = self._moved, ""  # what lies in its place now is another's
+            aside, self._moved = self._moved, ""  # what has its name now is another's
             raise StorageError(
                 f"{self.path} was taken by another process while it was replaced: what it held is in"
                 f" {self.path.with_name(aside)}"
             ) from error
         self._lock.release()
-        self._lock = own
+        self._lock = new_lock
 
-    def _give_back(self) -> None:
+    def _restore_replaced(self) -> None:
         """The new run has left nothing worth keeping: the old one gets its name back."""
         aside, self._moved = self._moved, ""
         kept = f"what it held before is kept in {self.path.with_name(aside)}"
-        left = marker.remove_ours(self.path) if self.path.exists() else []
-        if not left and marker.move_back(self.path, aside):
+        remaining = marker.remove_run_files(self.path) if self.path.exists() else []
+        if not remaining and marker.move_back(self.path, aside):
             say(f"{self.path} is as it was before --overwrite: the new run ended before its first checkpoint")
         else:
             say(f"{self.path} holds the beginning of a run; {kept}")
 
 
-def refuse_other_configuration(workdir: epath.Path, now: dict[str, object]) -> None:
-    """Raises ConfigError where a directory's checkpoints are of another configuration than `now`, its JSON.
+def refuse_other_config(workdir: epath.Path, config_json: dict[str, object]) -> None:
+    """Raises ConfigError where a directory's checkpoints are of another configuration than this one.
 
-    The checkpoints' own word counts, where they say what they were trained with; config.json may be gone, or have been changed.
+    The checkpoints decide, where they say what they were trained with; config.json may be gone, or have been changed.
     """
-    if not any(_holds_work(workdir / name) for name in WORK):
+    if not any(_holds_files(workdir / name) for name in RESULTS):
         return  # nothing was kept, so there is nothing to protect
-    about = read_custom_metadata(workdir / "checkpoints")
-    if about is None and not (workdir / CONFIG).exists():
+    metadata = read_custom_metadata(workdir / "checkpoints")
+    if metadata is None and not (workdir / CONFIG).exists():
         raise ConfigError(
             f"{workdir} holds work, but no {CONFIG} that says what it was made with: restore it, or give --workdir another directory,"
             " or --overwrite to start anew"
         )
-    trained_with = None if about is None else about.get("config")
+    trained_with = None if metadata is None else metadata.get("config")
     if not isinstance(trained_with, dict):
-        old = read_config(workdir)
+        previous = read_config(workdir)
     else:
-        old = checked(workdir, trained_with)  # keys of later versions have their defaults
+        previous = checked(workdir, trained_with)  # keys of later versions have their defaults
         if (workdir / CONFIG).exists():
             refuse_changed_config(workdir, trained_with)
-    changed = list(differences(to_dict(old), now))
+    changed = list(differences(to_dict(previous), config_json))
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with another configuration ({'; '.join(changed)}): give --workdir another directory,"
@@ -182,5 +181,5 @@ def refuse_other_configuration(workdir: epath.Path, now: dict[str, object]) -> N
         )
 
 
-def _holds_work(path: epath.Path) -> bool:
+def _holds_files(path: epath.Path) -> bool:
     return any(True for _ in path.iterdir()) if path.is_dir() else path.exists()

@@ -16,7 +16,7 @@ from mim_jax import storage
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config
 from mim_jax.storage import StorageError, marker
-from mim_jax.training.claims import Claim
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.workdir import read_config
 
 OURS = {"format": "mim_jax run", "version": 1, "task": "pretrain"}
@@ -26,10 +26,10 @@ def taken(
     workdir: Path | str, config: Config | None = None, *, overwrite: bool = False, keep: bool = False
 ) -> None:
     """A start that takes the directory and ends."""
-    with Claim(workdir, "pretrain", overwrite=overwrite) as claim:
-        claim.take(config or small_config())
+    with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:
+        run_directory.acquire(config or small_config())
         if keep:
-            claim.keep()
+            run_directory.discard_replaced()
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -170,14 +170,14 @@ def test_a_link_to_a_directory_is_resolved_once(tmp_path: Path, capsys: pytest.C
 
 def test_overwrite_keeps_the_old_run_until_there_is_something_new(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    with Claim(run, "pretrain", overwrite=True) as claim:
-        claim.take(small_config())
+    with RunDirectory(run, "pretrain", overwrite=True) as run_directory:
+        run_directory.acquire(small_config())
         (aside,) = (path for path in tmp_path.iterdir() if path != run)
         assert aside.name.startswith("run.replaced-")
         assert (aside / "checkpoints" / "00000005").is_dir() and not (run / "checkpoints").exists()
         assert json.loads((run / "mim_jax.json").read_text())["replaces"] == [aside.name]
-        claim.keep()
-        claim.keep()
+        run_directory.discard_replaced()
+        run_directory.discard_replaced()
     assert os.listdir(tmp_path) == ["run"]
     assert json.loads((run / "mim_jax.json").read_text()) == OURS
     assert sorted(os.listdir(run)) == ["config.json", "mim_jax.json", "versions.json"]  # no lock is left
@@ -186,8 +186,8 @@ def test_overwrite_keeps_the_old_run_until_there_is_something_new(tmp_path: Path
 def test_a_new_run_that_fails_gives_the_old_one_back(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     before = tree(tmp_path)
-    with pytest.raises(RuntimeError), Claim(run, "pretrain", overwrite=True) as claim:
-        claim.take(small_config())
+    with pytest.raises(RuntimeError), RunDirectory(run, "pretrain", overwrite=True) as run_directory:
+        run_directory.acquire(small_config())
         (run / "metrics.jsonl").write_text("{}")
         raise RuntimeError
     assert tree(tmp_path) == before
@@ -195,8 +195,8 @@ def test_a_new_run_that_fails_gives_the_old_one_back(tmp_path: Path) -> None:
 
 def test_what_a_killed_overwrite_has_moved_goes_with_the_next_start(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    killed = Claim(run, "pretrain", overwrite=True).__enter__()
-    killed.take(small_config())
+    killed = RunDirectory(run, "pretrain", overwrite=True).__enter__()
+    killed.acquire(small_config())
     assert killed._lock is not None
     killed._lock.release()  # as the kernel does
     taken(run)
@@ -287,7 +287,7 @@ def test_links_in_a_run_of_ours_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # the run
 def test_everything_that_a_run_writes_is_known_as_ours(finished_run: Path) -> None:
-    known = {marker.FILE, *marker.OWN_FILES, *marker.OWN_FOLDERS}
+    known = {marker.MARKER_FILE, *marker.RUN_FILES, *marker.RUN_DIRECTORIES}
     assert set(os.listdir(finished_run)) <= known
 
 
