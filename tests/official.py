@@ -13,6 +13,22 @@ TOLERANCES = {"float64": (1e-9, 1e-9, 1e-8), "float32": (1e-4, 1e-5, 1e-3)}
 """Precision -> absolute of values, absolute of losses, gradients relative to each tensor's largest entry."""
 
 
+HEAD_DIM = 8  # of every network in the fixtures
+
+
+def split_heads(tree: Any, head_dim: int = HEAD_DIM) -> Any:
+    """A tree of weights (or of gradients) with q, k, v and output projections that were matrices cut into heads."""
+
+    def cut(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "attn/qkv" in name:
+            wide = (3,) if name.endswith(("kernel", "/bias")) else ()
+            return leaf.reshape(*leaf.shape[:-1], *wide, -1, head_dim)
+        return leaf.reshape(-1, head_dim, leaf.shape[-1]) if name.endswith("attn/proj/kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, tree)
+
+
 class Case:
     """The arrays of a file, its weights as our parameters, its images channels last."""
 
@@ -26,7 +42,7 @@ class Case:
         """The arrays under a prefix as a tree of our parameters."""
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         flat = {key[len(prefix) :]: self.f[key] for key in self.f.files if key.startswith(prefix)}
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), self.convert(flat))
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype), split_heads(self.convert(flat)))
 
     def pixels(self, key: str) -> np.ndarray:
         """An array of images, [B, H, W, 3]."""

@@ -1,5 +1,6 @@
 """Weights as files: safetensors in and out, and the check that a tree fits a network. Weights are data: no pickle is opened."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -68,8 +69,34 @@ def write_weights(
         ) from error
 
 
+def split_heads(shapes: Params, tree: Params) -> Params:
+    """The tree with attention projections that are matrices cut into the heads that the network has.
+
+    In others' weights q, k and v are blocks of columns of one matrix, and heads are contiguous in each, so this is a reshape:
+    `attn/qkv` kernel [D, 3 D] to [D, 3, heads, head_dim], bias [3 D] to [3, heads, head_dim], q_bias and v_bias [D] to
+    [heads, head_dim]; `attn/proj` kernel [D, D] to [heads, head_dim, D]. Everything else stays as it is.
+
+    Args:
+        shapes: nested dict of what the network expects. tree: nested dict of arrays.
+    """
+    expected, flat = flatten_dict(shapes, sep="/"), flatten_dict(tree, sep="/")
+    for name, value in flat.items():
+        if name in expected and (
+            projection := re.search(r"attn/(qkv|proj)/(kernel|bias|q_bias|v_bias)$", name)
+        ):
+            shape = tuple(expected[name].shape)
+            matrix: tuple[int, ...] = (math.prod(shape),)
+            if projection[2] == "kernel":
+                inputs = 1 if projection[1] == "qkv" else len(shape) - 1
+                matrix = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+            if np.shape(value) == matrix:
+                flat[name] = value.reshape(shape)
+    made: Params = unflatten_dict(flat, sep="/")
+    return made
+
+
 def fit(shapes: Params, tree: Params, what: str) -> Params:
-    """The tree of weights in the types of the network's parameters.
+    """The tree of weights in the types of the network's parameters, and with its heads (`split_heads`).
 
     Args:
         shapes: nested dict of what the network expects; its leaves have a shape and a dtype (`jax.eval_shape`).
@@ -78,7 +105,7 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
     Raises:
         WeightsError: what is missing, has no place, has another shape or is not finite, in one sentence.
     """
-    expected, given = flatten_dict(shapes, sep="/"), flatten_dict(tree, sep="/")
+    expected, given = flatten_dict(shapes, sep="/"), flatten_dict(split_heads(shapes, tree), sep="/")
     both = [name for name in expected if name in given]
     reshaped = [name for name in both if np.shape(given[name]) != tuple(expected[name].shape)]
     faults = {

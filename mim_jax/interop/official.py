@@ -1,7 +1,7 @@
 """Weights of the papers' own PyTorch code to our parameter trees. Names and layouts only; arrays come from anywhere.
 
 Each function takes an official state dict (or a dict of its gradients: the maps are linear) and gives the tree of the
-network named. Fixed position tables come along as `pos_embed`; drop them for a network that has its own.
+network named, with attention projections that are still matrices: `files.fit` cuts them into heads. Fixed position tables come along as `pos_embed`; drop them for a network that has its own.
 """
 
 import re

@@ -105,7 +105,8 @@ class Classify(Method):
         return Rules(
             init=(
                 (r"^head/kernel$", head),
-                (r"kernel$", xavier_uniform),
+                (r"attn/proj/kernel$", xavier_uniform(input_axes=2)),
+                (r"kernel$", xavier_uniform()),
                 (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
                 (r"gamma$", lambda key, shape, dtype: jnp.full(shape, self.vit.layer_scale or 1.0, dtype)),
                 (r"scale$", ones),

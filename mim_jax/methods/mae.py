@@ -67,7 +67,8 @@ class Mae(Method):
         return Rules(
             init=(
                 (r"patch_embed/bias$", uniform((3 * self.vit.patch**2) ** -0.5)),
-                (r"kernel$", xavier_uniform),
+                (r"attn/proj/kernel$", xavier_uniform(input_axes=2)),
+                (r"kernel$", xavier_uniform()),
                 (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
                 (r"gamma$", constant(self.vit.layer_scale or 1.0)),
                 (r"scale$", ones),

@@ -1,6 +1,7 @@
 """Rules over parameter names ("encoder/block_03/attn/qkv/kernel"): first match wins, no match is an error."""
 
 import dataclasses
+import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -104,7 +105,12 @@ def uniform(bound: float) -> Initialiser:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Glorot's uniform over the whole kernel [in, out] (MAE: also over the fused q, k, v)."""
-    bound = (6.0 / (shape[0] + shape[1])) ** 0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def xavier_uniform(input_axes: int = 1) -> Initialiser:
+    """Glorot's uniform for kernels [*in, *out], all outputs together (MAE: also the fused q, k, v); `in` has so many axes."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        fan_in, fan_out = math.prod(shape[:input_axes]), math.prod(shape[input_axes:])
+        bound = (6.0 / (fan_in + fan_out)) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw

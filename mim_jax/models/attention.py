@@ -6,19 +6,21 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mim_jax.models.bands import Band
-from mim_jax.models.layers import Dense, dense, wide_dtype
+from mim_jax.models.layers import dense, wide_dtype
 
 Mask = jax.Array | tuple[Band, ...] | None
 """Who may attend to whom: a boolean array, bands of rows (a constant mask), or everybody to everybody."""
 
 
-class Projections(nn.Module):
-    """The fused q, k, v projection: kernel [D, 3 D] with column blocks q, k, v; heads are contiguous chunks.
+class QKVProjection(nn.Module):
+    """The projections to q, k and v: kernel [D, 3, heads, head_dim], bias [3, heads, head_dim].
 
-    `bias` is "qkv", "qv" (no k bias: it would be inert under the softmax; BEiT, SimMIM, Beyond Masking) or "none".
+    `bias` is "qkv", "qv" (two parameters [heads, head_dim]; a k bias would be inert under the softmax: BEiT, SimMIM, Beyond
+    Masking) or "none".
     """
 
-    width: int
+    heads: int
+    head_dim: int
     bias: str = "qkv"
     dtype: DTypeLike | None = None
 
@@ -26,29 +28,51 @@ class Projections(nn.Module):
     def __call__(
         self, x: jax.Array, num_keys: int, num_queries: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rows [B, R, D] to q [B, num_queries, D] of the last rows, k and v [B, num_keys, D] of the first."""
-        width = self.width
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 3 * width))
-        bias, rows = self._bias(), x.shape[1]
-        if num_keys == rows == num_queries:
-            q, k, v = jnp.split(dense(x, kernel, bias, self.dtype), 3, axis=-1)
+        """[B, N, D] to q [B, heads, num_queries, head_dim] of the last tokens, k and v [B, heads, num_keys, head_dim] of the first."""
+        shape = (x.shape[-1], 3, self.heads, self.head_dim)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias, tokens = self._bias(), x.shape[1]
+        if num_keys == tokens == num_queries:
+            qkv = dense(x, kernel, bias, self.dtype)
+            q, k, v = (_heads_first(part) for part in jnp.split(qkv, 3, axis=2))
             return q, k, v
-        first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
-        q = dense(x[:, rows - num_queries :], kernel[:, :width], first, self.dtype)
-        k, v = jnp.split(dense(x[:, :num_keys], kernel[:, width:], rest, self.dtype), 2, axis=-1)
-        return q, k, v
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:1], bias[1:])
+        q = dense(x[:, tokens - num_queries :], kernel[:, :1], q_bias, self.dtype)
+        kv = dense(x[:, :num_keys], kernel[:, 1:], kv_bias, self.dtype)
+        k, v = (_heads_first(part) for part in jnp.split(kv, 2, axis=2))
+        return _heads_first(q), k, v
 
     def _bias(self) -> jax.Array | None:
-        """[3 D], zero for k under "qv"."""
-        zeros, width = nn.initializers.zeros, self.width
+        """[3, heads, head_dim], zero for k under "qv"."""
+        zeros, shape = nn.initializers.zeros, (self.heads, self.head_dim)
         if self.bias == "qkv":
-            return self.param("bias", zeros, (3 * width,))
+            return self.param("bias", zeros, (3, *shape))
         if self.bias == "qv":
-            q_bias, v_bias = self.param("q_bias", zeros, (width,)), self.param("v_bias", zeros, (width,))
-            return jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+            q_bias, v_bias = self.param("q_bias", zeros, shape), self.param("v_bias", zeros, shape)
+            return jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
         if self.bias != "none":
             raise ValueError(f"the bias of the attention projections is qkv, qv or none, not {self.bias!r}")
         return None
+
+
+def _heads_first(part: jax.Array) -> jax.Array:
+    """[B, N, 1, heads, head_dim] to [B, heads, N, head_dim]."""
+    return part[:, :, 0].transpose(0, 2, 1, 3)
+
+
+class OutputProjection(nn.Module):
+    """The heads' outputs, added up: kernel [heads, head_dim, features], bias [features]."""
+
+    features: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, heads, N, head_dim] to [B, N, features]."""
+        x = x.transpose(0, 2, 1, 3)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*x.shape[2:], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return dense(x, kernel, bias, self.dtype, axes=2)
 
 
 def attend(
@@ -169,8 +193,8 @@ class Attention(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        self.qkv = Projections(self.width, self.bias, self.dtype)
-        self.proj = Dense(self.width, dtype=self.dtype)
+        self.qkv = QKVProjection(self.heads, self.width // self.heads, self.bias, self.dtype)
+        self.proj = OutputProjection(self.width, self.dtype)
 
     def __call__(
         self,
@@ -185,21 +209,21 @@ class Attention(nn.Module):
 
         mask: as in `attend`, or bands of the query rows (a constant mask).
         """
-        q, k, v = self._heads(x, num_keys, num_queries)
+        q, k, v = self.qkv(x, num_keys or x.shape[1], num_queries or x.shape[1])
         if self.is_mutable_collection("attention") and not self.is_initializing():
             out = self._attend_and_tell(q, k, v, mask, position_bias)
         elif isinstance(mask, tuple):
             out = attend_in_bands(q, k, v, mask, bias=position_bias, implementation=self.implementation)
         else:
             out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(*out.shape[:1], out.shape[2], self.width))
+        return self.proj(out)
 
     def row(self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None) -> jax.Array:
         """The softmax weights of one query to all rows, [B, R, D] to [B, H, R]; the other rows' are never computed.
 
         query: a row; None = the mean of all rows' queries (and of their biases, [..., H, R, R]).
         """
-        q, k, _ = self._heads(x)
+        q, k, _ = self.qkv(x, x.shape[1], x.shape[1])
         q = jnp.mean(q, axis=2, keepdims=True) if query is None else q[:, :, query : query + 1]
         if position_bias is not None:
             rows = position_bias.mean(axis=-2) if query is None else position_bias[..., query, :]
@@ -215,14 +239,3 @@ class Attention(nn.Module):
         log_weights = jax.nn.log_softmax(_logits(q, k, bias, mask), axis=-1)
         self.sow("attention", "log_weights", log_weights[:, None])
         return jnp.einsum("bhqk,bhkd->bhqd", jnp.exp(log_weights).astype(v.dtype), v)
-
-    def _heads(
-        self, x: jax.Array, num_keys: int | None = None, num_queries: int | None = None
-    ) -> tuple[jax.Array, ...]:
-        """q, k, v as [B, H, rows, d]."""
-        batch, rows, _ = x.shape
-        projected = self.qkv(x, num_keys or rows, num_queries or rows)
-        return tuple(
-            t.reshape(batch, -1, self.heads, self.width // self.heads).transpose(0, 2, 1, 3)
-            for t in projected
-        )

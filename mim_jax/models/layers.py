@@ -7,6 +7,8 @@ was broadcast. A running sum in bfloat16 stands still at 256 times its next summ
 precision (`add_parameter`, `broadcast_parameter`), and kernels have their gradients accumulated in it (`matmul`).
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,27 +30,30 @@ def broadcast_parameter(parameter: jax.Array, shape: tuple[int, ...], dtype: DTy
     return jnp.broadcast_to(parameter, shape).astype(dtype)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, out] of a wider dtype, in the dtype of `x`.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+    """x [..., *in] times kernel [*in, *out] of a wider dtype, in the dtype of `x`; `in` has so many axes.
 
     All three products (this one and the two of the backward pass) take inputs of the dtype of `x` and accumulate in float32.
     The kernel's gradient leaves the product in the kernel's dtype: it is neither rounded before it is summed over devices nor
     reduced in bfloat16.
     """
-    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes)
 
 
-def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, kernel), (x, kernel)
+def _matmul_forward(
+    x: jax.Array, kernel: jax.Array, axes: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel, axes), (x, kernel)
 
 
 def _matmul_backward(
-    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    axes: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    leading = tuple(range(x.ndim - 1))
-    to_input = jax.lax.dot_general(cotangent, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+    leading = tuple(range(x.ndim - axes))
+    outputs = tuple(range(len(leading), cotangent.ndim)), tuple(range(axes, kernel.ndim))
+    to_input = jax.lax.dot_general(cotangent, kernel.astype(x.dtype), (outputs, ((), ())))
     to_kernel = jax.lax.dot_general(
         x, cotangent, ((leading, leading), ((), ())), preferred_element_type=kernel.dtype
     )
@@ -59,9 +64,11 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def dense(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: DTypeLike | None = None
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: DTypeLike | None = None, axes: int = 1
 ) -> jax.Array:
-    """x [..., in] @ kernel [in, out] + bias, computed in `dtype` (None = the common dtype of all three).
+    """x [..., *in] times kernel [*in, *out] plus bias [*out]; `in` has so many axes.
+
+    dtype: of the computation; None = the common dtype of all three.
 
     In float32 (CPUs) the leading dimensions are flattened first: XLA's CPU compiler copies and transposes the gradient of a
     product over three dimensions (21 ms become 38 ms for a ViT's first MLP layer). In bfloat16 (accelerators) they are not:
@@ -70,12 +77,13 @@ def dense(
     dtype = dtype or jnp.result_type(x, kernel, *([] if bias is None else [bias]))
     x = x.astype(dtype)
     if jnp.promote_types(dtype, kernel.dtype) != dtype:
-        out = matmul(x, kernel)
+        out = matmul(x, kernel, axes)
         return out if bias is None else add_parameter(out, bias)
-    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(dtype)
+    leading, inputs = x.shape[: x.ndim - axes], x.shape[x.ndim - axes :]
+    out = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(dtype), axes)
     if bias is not None:
         out = out + bias.astype(dtype)
-    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+    return out.reshape(*leading, *kernel.shape[axes:])
 
 
 class Dense(nn.Module):

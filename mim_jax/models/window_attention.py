@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mim_jax.models.attention import Projections, query_key_products
+from mim_jax.models.attention import OutputProjection, QKVProjection, query_key_products
 from mim_jax.models.layers import Dense, wide_dtype
 from mim_jax.models.positions import RelativePositionBias, relative_index
 from mim_jax.models.swin_config import SwinConfig
@@ -38,9 +38,10 @@ class WindowAttention(nn.Module):
 
     def setup(self) -> None:
         c, stage = self.config, self.config.stage_of[self.index]
-        self.width, self.heads, self.plan = c.widths[stage], c.heads[stage], c.plans[self.index]
-        self.qkv = Projections(self.width, "qv" if c.version == 2 else "qkv", c.dtype)
-        self.proj = Dense(self.width, dtype=c.dtype)
+        width, self.heads, self.plan = c.widths[stage], c.heads[stage], c.plans[self.index]
+        bias = "qv" if c.version == 2 else "qkv"
+        self.qkv = QKVProjection(self.heads, width // self.heads, bias, c.dtype)
+        self.proj = OutputProjection(width, c.dtype)
         if c.version == 1:
             self.relative_position_bias = RelativePositionBias(self.plan.window, self.heads, cls=False)
             return
@@ -56,16 +57,13 @@ class WindowAttention(nn.Module):
         """The map's tokens [B, rows * columns, C] to the same shape."""
         windows = cut(x, self.plan)
         batch, count, tokens, _ = windows.shape
-        q, k, v = (
-            t.reshape(batch * count, tokens, self.heads, -1).transpose(0, 2, 1, 3)
-            for t in self.qkv(windows.reshape(batch * count, tokens, self.width), tokens, tokens)
-        )
+        q, k, v = self.qkv(windows.reshape(batch * count, tokens, -1), tokens, tokens)
         logits = self._logits(q, k).reshape(batch, count, self.heads, tokens, tokens)
         if self.is_mutable_collection("attention") and not self.is_initializing():
             self.sow("attention", "log_weights", jax.nn.log_softmax(logits, axis=-1))
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(-1, self.heads, tokens, tokens)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
-        return join(self.proj(out.reshape(batch, count, tokens, self.width)), self.plan)
+        out = self.proj(jnp.einsum("bhqk,bhkd->bhqd", weights, v))
+        return join(out.reshape(batch, count, tokens, -1), self.plan)
 
     def _logits(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """Of [B * windows, heads, tokens, d], in float32 at least; position bias and shift mask added."""

@@ -10,7 +10,7 @@ from mim_jax.config.check import ConfigError
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config, Model
 from mim_jax.interop.errors import WeightsError
-from mim_jax.interop.files import read_weights
+from mim_jax.interop.files import read_weights, split_heads
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.models.vit import Params, ViTConfig
@@ -59,7 +59,7 @@ def network_of(init: str, heads: int | None = None) -> ViTConfig:
 
 
 def read_encoder(init: str) -> Params:
-    """The encoder's parameters of a file, as our `ViT` names them."""
+    """The encoder's parameters of a file, as our `ViT` names them; `split_heads` cuts its attention into heads."""
     return dict(_read(init)[0])
 
 
@@ -78,7 +78,7 @@ def read_imported(path: Path) -> tuple[Config, Method, Params]:
     encoder = read_encoder(str(path))
     if unknown := sorted(set(params["encoder"]) ^ set(encoder)):
         raise ConfigError(f"{path} does not give a whole encoder: {', '.join(unknown)}")
-    return config, method, {**params, "encoder": encoder}
+    return config, method, {**params, "encoder": split_heads(params["encoder"], encoder)}
 
 
 @functools.lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ from etils.epath import Path
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config, Model, resolved
 from mim_jax.config.variants import SWINS
+from mim_jax.interop.files import split_heads
 from mim_jax.methods import Method, build_method
 from mim_jax.methods.rules import name_of
 from mim_jax.models.positions import resize_positions
@@ -148,7 +149,7 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
         ConfigError: naming the parameters that do not fit.
     """
     if is_weights(init):
-        encoder = read_encoder(init)
+        encoder = split_heads(params["encoder"], read_encoder(init))
         net: ViTConfig | SwinConfig = network_of(init, method.config.model.heads)
     else:
         _, donor, given, _ = read_run(located(init, "config.init"))

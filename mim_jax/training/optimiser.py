@@ -10,7 +10,7 @@ import optax
 
 from mim_jax.config.check import one_of
 from mim_jax.config.schema import Config, resolved
-from mim_jax.methods.rules import Rules, map_rules
+from mim_jax.methods.rules import Rules, map_rules, names
 
 LARS_TRUST = 0.001
 
@@ -71,7 +71,7 @@ def make_optimiser(
         return map_rules(rules.decay, tree)
 
     def matrices(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+        return jax.tree.map(lambda leaf, name: leaf.ndim > 1 and not name.endswith("bias"), tree, names(tree))
 
     def by_layer(updates: Any, _: Any) -> Any:
         ids = map_rules(rules.layers, updates)

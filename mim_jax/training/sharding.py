@@ -12,10 +12,11 @@ from mim_jax.config.schema import Mesh
 from mim_jax.methods.rules import name_of
 
 TENSOR_RULES = (
-    (r"(qkv|fc1)/kernel$", 1),  # split by output: heads, hidden units
-    (r"(proj|fc2)/kernel$", 0),  # split by input: the partial products are summed
+    (r"attn/qkv/(kernel|bias|q_bias|v_bias)$", -2),  # heads, of [D, 3, heads, head_dim] and the like
+    (r"mlp/fc1/(kernel|bias)$", -1),  # hidden units
+    (r"(attn/proj|mlp/fc2)/kernel$", 0),  # the inputs (heads, hidden units): the partial products are summed
 )
-"""Which dimension of a kernel the tensor axis splits."""
+"""Which dimension the tensor axis splits."""
 
 FSDP_MIN_SIZE = 2048
 """Smaller parameters are copied to every device: gathering them would cost more than it saves."""
@@ -43,7 +44,7 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> Par
     axes: list[str | None] = [None] * len(shape)
     if mesh.shape["tensor"] > 1:
         for pattern, dimension in TENSOR_RULES:
-            if re.search(pattern, name) and len(shape) == 2 and shape[dimension] % mesh.shape["tensor"] == 0:
+            if re.search(pattern, name) and shape[dimension] % mesh.shape["tensor"] == 0:
                 axes[dimension] = "tensor"
     fsdp = mesh.shape["fsdp"]
     if fsdp > 1 and int(np.prod(shape)) >= FSDP_MIN_SIZE:

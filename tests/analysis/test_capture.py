@@ -20,6 +20,7 @@ from mim_jax.methods.protocol import Method
 from mim_jax.models.positions import relative_index
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.sharding import batch_sharding, replicated
+from tests.official import split_heads
 
 SIZE = 16
 
@@ -44,10 +45,10 @@ def by_hand(method: Method, params: Any, tokens: np.ndarray, index: int) -> np.n
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + vit.norm_eps)
     x = x * block["norm1"]["scale"] + block["norm1"]["bias"]
     qkv = block["attn"]["qkv"]
-    made = x @ qkv["kernel"] + qkv.get("bias", 0)
-    q, k = (part.reshape(*x.shape[:2], vit.heads, -1) for part in np.split(made, 3, axis=-1)[:2])
+    made = np.tensordot(x, qkv["kernel"], 1) + qkv.get("bias", 0)
+    q, k = made[:, :, 0], made[:, :, 1]
     if "q_bias" in qkv:
-        q = q + qkv["q_bias"].reshape(vit.heads, -1)
+        q = q + qkv["q_bias"]
     logits = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(vit.width // vit.heads)
     holder = {"shared": encoder, "per_block": block}.get(vit.relative_bias)
     if holder is not None:
@@ -311,6 +312,7 @@ def encoder_of(state: dict[str, np.ndarray], beit: bool) -> dict[str, Any]:
         "norm": {"scale": np.ones(32), "bias": np.zeros(32)},
         **{f"block_0{index}": block(f"layers.{index}") for index in range(2)},
     }
+    encoder = split_heads(encoder)
     if beit:
         table = state["shared_position_bias.relative_position_bias_table"]
         return {**encoder, "relative_position_bias": {"table": table}}

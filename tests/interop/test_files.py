@@ -122,6 +122,37 @@ def test_fit_casts_to_the_networks_types() -> None:
     assert jax.tree.structure(params) == jax.tree.structure(SHAPES)
 
 
+def test_attention_is_cut_into_heads_and_only_where_it_is_a_matrix_of_that_shape() -> None:
+    """q, k, v and their heads are blocks of a matrix's columns, in this order; the output projection's heads, of its rows."""
+    shapes = {
+        "attn": {
+            "qkv": {"kernel": jax.ShapeDtypeStruct((6, 3, 2, 3), np.float32), "q_bias": jax.ShapeDtypeStruct((2, 3), np.float32)},
+            "proj": {"kernel": jax.ShapeDtypeStruct((2, 3, 6), np.float32), "bias": jax.ShapeDtypeStruct((6,), np.float32)},
+        }
+    }  # fmt: skip
+    qkv, proj = np.arange(108.0).reshape(6, 18), np.arange(36.0).reshape(6, 6)
+    tree = {
+        "attn": {
+            "qkv": {"kernel": qkv, "q_bias": np.arange(6.0)},
+            "proj": {"kernel": proj, "bias": np.arange(6.0)},
+        }
+    }
+    attention = fit(shapes, tree, "x")["attn"]
+    assert (
+        attention["qkv"]["kernel"][5, 2, 1, 0] == qkv[5, 2 * 6 + 1 * 3 + 0]
+        and attention["qkv"]["q_bias"][1, 2] == 5
+    )
+    assert attention["proj"]["kernel"][1, 2, 4] == proj[1 * 3 + 2, 4] and attention["proj"]["bias"].shape == (
+        6,
+    )
+    jax.tree.map(np.testing.assert_array_equal, fit(shapes, {"attn": attention}, "x")["attn"], attention)
+    tree["attn"]["qkv"]["kernel"] = qkv.T
+    with pytest.raises(
+        WeightsError, match=re.escape("attn/qkv/kernel [18, 6] where [6, 3, 2, 3] is expected")
+    ):
+        fit(shapes, tree, "x")
+
+
 @pytest.mark.parametrize(
     ("tree", "fault"),
     [

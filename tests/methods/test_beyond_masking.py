@@ -12,6 +12,7 @@ from mim_jax.corruptions.misalignment import distort, zoom_in, zoom_out
 from mim_jax.interop.official import from_mae
 from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.targets.pixels import normalise, patchify
+from tests.official import split_heads
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 PAPER = {"model.image_size": 224, "model.patch": 16, "model.width": 24, "model.depth": 2, "model.heads": 2,
@@ -156,7 +157,10 @@ def tiny_parameters() -> dict:
         scale = "norm" in name and name.endswith("weight")
         wave = np.sin(0.7 * t + 0.37 * np.arange(np.prod(shape))).reshape(shape)
         state[name] = 1.0 + 0.1 * wave if scale else 0.05 * wave
-    return jax.tree.map(jnp.asarray, from_mae(state))
+    tree = from_mae(state)
+    for part, head_dim in (("encoder", 12), ("decoder", 4)):
+        tree[part] = split_heads(tree[part], head_dim)
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def predict(task: str, network: np.ndarray) -> jax.Array:

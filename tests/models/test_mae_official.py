@@ -17,7 +17,7 @@ from mim_jax.models.positions import sincos_2d
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
 from tests.conftest import official
-from tests.official import Case
+from tests.official import Case, split_heads
 from tests.oracles import oracle
 from tests.production import fills, production, run
 
@@ -112,7 +112,10 @@ def test_transformers_vit_mae() -> None:
         "model.image_size": 24, "model.patch": 4, "model.width": 32, "model.depth": 2, "model.heads": 4,
         "method.norm_pix": True, "method.decoder_width": 16, "method.decoder_depth": 2, "method.decoder_heads": 2,
     }  # fmt: skip
-    method, params = production("mae", options, noise=noise), jax.tree.map(jnp.asarray, from_mae(renamed))
+    method, params = (
+        production("mae", options, noise=noise),
+        jax.tree.map(jnp.asarray, split_heads(from_mae(renamed))),
+    )
     fills(method, params)
     ran = run(method, params, jnp.asarray(image.transpose(0, 2, 3, 1)))
     pred = np.take_along_axis(out.logits.detach().numpy(), np.asarray(ran.view["hidden"])[..., None], axis=1)

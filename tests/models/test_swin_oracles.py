@@ -6,7 +6,7 @@ Norms start at scale 0 in these libraries, so every parameter is drawn afresh; e
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from mim_jax.models.swin_predictor import SwinPredictor
 from mim_jax.models.windows import log_offsets
 from mim_jax.targets.pixels import patchify, unpatchify
 from tests.conftest import official
+from tests.official import split_heads
 from tests.oracles import oracle
 
 VALUES, GRADIENTS = 1e-8, 1e-7  # absolute; relative to a tensor's largest entry
@@ -69,6 +70,11 @@ def known_windows(module: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     window = tuple(module.window_size)
     reference = tuple(module.pretrained_window_size)
     return window, (reference if reference[0] else window)
+
+
+def converted(state: Mapping[str, np.ndarray]) -> Any:
+    """A state dict (or one of gradients) as a tree of our networks."""
+    return split_heads(from_swin(state))
 
 
 def arrays(network: Any, gradients: bool = False) -> dict[str, np.ndarray]:
@@ -136,11 +142,11 @@ def test_transformers_with_padding_windows_of_another_pre_training_and_odd_maps(
     (out.last_hidden_state * torch.from_numpy(probe(tuple(out.last_hidden_state.shape)))).sum().backward()
 
     config = SwinConfig((20, 28), 2, 16, (2, 2), (2, 4), (4, 4), pretrained_windows=(3, 6))
-    outputs, gradients = layers_and_gradients(config, from_swin(arrays(network))["encoder"], image)
+    outputs, gradients = layers_and_gradients(config, converted(arrays(network))["encoder"], image)
     # hidden_states: after the embedding, after the first merging, after the last block
     np.testing.assert_allclose(outputs[3], out.hidden_states[2].detach().numpy(), rtol=0, atol=VALUES)
     np.testing.assert_allclose(outputs[-1], out.last_hidden_state.detach().numpy(), rtol=0, atol=VALUES)
-    same_gradients(gradients, from_swin(arrays(network, gradients=True))["encoder"])
+    same_gradients(gradients, converted(arrays(network, gradients=True))["encoder"])
 
 
 @pytest.mark.slow
@@ -158,7 +164,7 @@ def test_transformers_without_shift_in_some_stages_and_with_an_odd_merging(torch
     expected = network(torch.from_numpy(image)).last_hidden_state.detach().numpy()
 
     config = SwinConfig((18, 18), 2, 16, (2, 2), (2, 4), (4, 4), use_shift=(False, True))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), from_swin(arrays(network))["encoder"])
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), converted(arrays(network))["encoder"])
     patches = patchify(jnp.asarray(image.transpose(0, 2, 3, 1), jnp.float32), 2)
     with jax.default_matmul_precision("highest"):
         ours = jit(Swin(config).apply)({"params": params}, patches)
@@ -178,7 +184,7 @@ def test_transformers_simmim(torch: Any) -> None:
     out.loss.backward()
 
     config = SwinConfig((16, 16), 2, 16, (2, 1), (2, 4), (4, 4))
-    params = from_swin(arrays(network))
+    params = converted(arrays(network))
     same_shapes(params, SwinPredictor(config), jnp.zeros((2, 64, 12)))
     (loss, (recon, _)), gradients = simmim_loss(config)(
         params, jnp.asarray(image.transpose(0, 2, 3, 1)), mask.reshape(2, 8, 8)
@@ -188,7 +194,7 @@ def test_transformers_simmim(torch: Any) -> None:
     )
     # They sum up a bool mask in float32, where the 1e-5 is lost: 1.6e-8 of the loss.
     assert float(loss) == pytest.approx(out.loss.item(), abs=1e-6)
-    same_gradients(gradients[0], from_swin(arrays(network, gradients=True)))
+    same_gradients(gradients[0], converted(arrays(network, gradients=True)))
 
 
 def simmim_loss(config: SwinConfig) -> Any:
@@ -237,12 +243,12 @@ def test_timm_with_windows_of_each_axis_and_stage_and_scales_beyond_the_clamp(to
 
     config = SwinConfig((16, 64), 4, 16, (2, 2), (2, 4), (4, 2), pretrained_windows=(0, 6))
     assert [plan.shift for plan in config.plans] == [(0, 0), (0, 2), (0, 0), (0, 1)]
-    weights = from_swin(arrays(network))
+    weights = converted(arrays(network))
     np.testing.assert_array_equal(weights["head"]["kernel"], network.head.fc.weight.detach().numpy().T)
     outputs, gradients = layers_and_gradients(config, weights["encoder"], image)
     np.testing.assert_allclose(outputs[-1], final.detach().numpy(), rtol=0, atol=VALUES)
     grads = {name: value.grad for name, value in network.named_parameters() if not name.startswith("head.")}
-    expected = from_swin({name: value.numpy() for name, value in grads.items()})["encoder"]
+    expected = converted({name: value.numpy() for name, value in grads.items()})["encoder"]
     scale = np.asarray(gradients["block_00"]["attn"]["logit_scale"]).ravel()
     assert scale[0] != 0 and scale[1] == 0  # beyond the clamp
     same_gradients(gradients, expected)
@@ -261,7 +267,7 @@ def test_simmims_own_swin(precision: str) -> None:
             tuple(given["num_heads"]), (given["window_size"],) * 2, norm_eps=given["ln_eps"], version=1,
         )  # fmt: skip
         of = lambda prefix: {key[len(prefix) :]: f[key] for key in f.files if key.startswith(prefix)}  # noqa: E731
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), from_swin(of("w/")))
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), converted(of("w/")))
         image = jnp.asarray(f["image"].transpose(0, 2, 3, 1), precision)
         same_shapes(params, SwinPredictor(config), patchify(image, config.patch))
         derive = simmim_loss(config)
@@ -273,7 +279,7 @@ def test_simmims_own_swin(precision: str) -> None:
         np.testing.assert_allclose(recon, f["recon"], rtol=0, atol=1e-4)  # the official float32 run
         np.testing.assert_allclose(loss, f["loss"], rtol=0, atol=1e-5)
         by_params, by_input, by_target = gradients
-        same_gradients(by_params, from_swin(of("grad64/")), relative)
+        same_gradients(by_params, converted(of("grad64/")), relative)
         first = lambda key: f[key].transpose(0, 2, 3, 1)  # noqa: E731
         same_gradients(by_input, first("grad_image_stopped64"), relative)
         same_gradients(by_input + by_target, first("grad_image64"), relative)
@@ -288,12 +294,12 @@ def test_names_of_transformers_version_1_and_of_the_depth_code(torch: Any) -> No
     )
     network = transformers.SwinForMaskedImageModeling(their_config)
     config = SwinConfig((16, 16), 2, 16, (2, 2), (2, 4), (4, 4), version=1)
-    params = from_swin(arrays(network))
+    params = converted(arrays(network))
     params["head"] = jax.eval_shape(SwinPredictor(config).init, jax.random.key(0), jnp.zeros((1, 64, 12)))[
         "params"
     ]["head"]
     same_shapes(params, SwinPredictor(config), jnp.zeros((1, 64, 12)))  # their decoder's stride is 32
-    block = from_swin(
+    block = converted(
         {
             "backbone.layers.0.blocks.0.attn.rpe_mlp.0.bias": np.ones(512),
             "backbone.layers.0.blocks.0.attn.rpe_mlp.2.weight": np.ones((2, 512)),
@@ -303,4 +309,4 @@ def test_names_of_transformers_version_1_and_of_the_depth_code(torch: Any) -> No
     )["encoder"]
     assert block["block_00"]["attn"]["cpb_fc2"]["kernel"].shape == (512, 2) and "scale" in block["norm"]
     with pytest.raises(ValueError, match=r"cls_token is not the name of a Swin's weight"):
-        from_swin({"cls_token": np.ones(3)})
+        converted({"cls_token": np.ones(3)})

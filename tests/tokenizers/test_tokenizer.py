@@ -15,6 +15,7 @@ from mim_jax.targets.pixels import patchify
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.teachers import load_teacher, make_teacher
 from mim_jax.tokenizers.tokenizer import open_tokenizer, refuse_misfit, save_kmeans, tokenizer_flops
+from tests.official import split_heads
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 
@@ -79,7 +80,7 @@ def test_vqkd_by_its_official_names(tmp_path) -> None:
     assert (tokenizer.vocabulary, tokenizer.image_size, tokenizer.grid) == (40, (16, 16), (4, 4))
     images = np.random.default_rng(1).random((3, 16, 16, 3), np.float32)
     vit = ViTConfig((16, 16), 4, 64, 1, 1, qkv_bias="qv")
-    module, params = Vqkd(VqkdConfig(vit, 8, 40)), vqkd_from(state)
+    module, params = Vqkd(VqkdConfig(vit, 8, 40)), split_heads(vqkd_from(state), head_dim=64)
     expected = jax.jit(lambda p: module.apply({"params": p}, patchify(2 * images - 1, 4), method="ids"))(
         params
     )

@@ -16,6 +16,7 @@ from mim_jax.models.surgery import shuffled_order
 from mim_jax.models.vit import ViT
 from mim_jax.training.imported import read_imported
 from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
+from tests.official import split_heads
 
 WIDTH, PATCH, GRID = 64, 4, 4
 
@@ -75,7 +76,7 @@ def test_the_encoder_is_theirs(weights, file) -> None:
     patches = method.clean_patches(images)
     tree, seen = encoder_from(state())
     run = jax.jit(lambda tree: ViT(seen.config()).apply({"params": tree}, patches, method="layers")[0][-1])
-    expected = run(tree)
+    expected = run(split_heads(tree, head_dim=WIDTH))
     made = jax.jit(lambda p: method.encode(p, images).layers[-1])(params)
     np.testing.assert_allclose(made, expected, atol=1e-5)
     fresh = np.allclose(params["encoder"]["norm"]["scale"], 1.0)

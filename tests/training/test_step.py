@@ -64,8 +64,10 @@ def test_parameters_are_really_sharded() -> None:
     assert {shard.data.shape for shard in moment.addressable_shards} == {(32, 16)}
     assert state.artefacts["centroids"].sharding.is_fully_replicated
     _, tensor = train(mesh_of(8, 2, 2), steps=1)
-    qkv = tensor.params["encoder"]["block_00"]["attn"]["qkv"]["kernel"]
-    assert {shard.data.shape for shard in qkv.addressable_shards} == {(16, 48)}
+    attention = tensor.params["encoder"]["block_00"]["attn"]  # 2 heads of 16 channels, width 32
+    shards = jax.tree.map(lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, attention)
+    assert shards["qkv"] == {"kernel": {(16, 3, 1, 16)}, "bias": {(3, 1, 16)}}
+    assert shards["proj"] == {"kernel": {(1, 16, 32)}, "bias": {(32,)}}
 
 
 class Uneven(Method):
