@@ -16,7 +16,7 @@ The result, WORKDIR/tokenizer.safetensors, is what `--config.method.weights` of 
 import ml_collections
 
 from mim_jax.config.check import choose_preset, default_config, with_job
-from mim_jax.fit_tokenizer import TokenizerOptions
+from mim_jax.tasks.fit_tokenizer import TokenizerOptions
 
 
 def get_config(preset: str | None = None) -> ml_collections.ConfigDict:

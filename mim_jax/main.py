@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from mim_jax import fit_tokenizer, gallery, pretrain
+from mim_jax import pretrain
 from mim_jax.analysis import job as analysis
 from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError, check
@@ -18,6 +18,7 @@ from mim_jax.config.schema import Config
 from mim_jax.data import DataError
 from mim_jax.methods import check_options
 from mim_jax.storage import StorageError
+from mim_jax.tasks import fit_tokenizer, gallery
 from mim_jax.training import distributed
 from mim_jax.training.checkpoints import CheckpointError
 from mim_jax.training.watching.watch import Diverged

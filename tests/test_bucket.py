@@ -19,7 +19,7 @@ from small import small_config
 from tiny import STEPS, tiny_config, tiny_run
 
 import mim_jax
-from mim_jax import convert_torch, fit_tokenizer, storage
+from mim_jax import storage
 from mim_jax.compare.__main__ import run as compare
 from mim_jax.config.check import ConfigError
 from mim_jax.data import DataError, open_dataset
@@ -28,6 +28,7 @@ from mim_jax.data.tokens_writer import TokenWriter
 from mim_jax.interop.files import read_weights, write_weights
 from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module
+from mim_jax.tasks import convert_torch, fit_tokenizer
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints, read_custom_metadata
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.watching.facts import init_name, init_text

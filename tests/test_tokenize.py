@@ -14,9 +14,7 @@ from jax.sharding import AxisType
 from PIL import Image
 from small import keys
 
-from mim_jax import fit_tokenizer, tokenize
 from mim_jax.cached_tokens import HELD_OUT, held_out_tokens
-from mim_jax.codes_report import most_used
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
@@ -25,6 +23,8 @@ from mim_jax.data.crop import box_for
 from mim_jax.data.datasets.base import ArrayDataset
 from mim_jax.evaluators import eval_batches, make_evaluators
 from mim_jax.methods import build_method, complete_options
+from mim_jax.tasks import fit_tokenizer, tokenize
+from mim_jax.tasks.codes_report import most_used
 from mim_jax.tokenizers.tokenizer import open_tokenizer
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.state import TrainState

@@ -49,9 +49,10 @@ def prepare(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    from mim_jax import fit_tokenizer, pretrain, tokenize
+    from mim_jax import pretrain
     from mim_jax.config.check import check
     from mim_jax.config.files import load, override
+    from mim_jax.tasks import fit_tokenizer, tokenize
 
     more = ("checkpoint.every_steps=1", "checkpoint.keep_last=9")
     given = dict(text.split("=", 1) for text in (*SMALL, *MAPET, *more))

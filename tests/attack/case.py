@@ -82,7 +82,7 @@ def tokenize(argv: Sequence[str]) -> Act:
     """python -m mim_jax.tokenize ARGV."""
 
     def act() -> object:
-        from mim_jax import tokenize as command
+        from mim_jax.tasks import tokenize as command
 
         return command.run(list(argv))
 
@@ -93,7 +93,7 @@ def convert(*argv: object) -> Act:
     """python -m mim_jax.convert_torch ARGV."""
 
     def act() -> object:
-        from mim_jax import convert_torch
+        from mim_jax.tasks import convert_torch
 
         return convert_torch.main([str(one) for one in argv])
 

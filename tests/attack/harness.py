@@ -68,7 +68,7 @@ def load_program() -> None:
     import mim_jax.compare.__main__
     import mim_jax.library
     import mim_jax.main
-    import mim_jax.tokenize  # noqa: F401
+    import mim_jax.tasks.tokenize  # noqa: F401
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

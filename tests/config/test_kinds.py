@@ -17,9 +17,9 @@ from mim_jax.config.kinds import MOST, OneOf, Range, Values, conform
 from mim_jax.config.schema import Augment, Config, Data, Surgery
 from mim_jax.data.datasets.opening import ON_BAD_IMAGE
 from mim_jax.data.spec import CROPS, RESAMPLES
-from mim_jax.fit_tokenizer import TokenizerOptions
 from mim_jax.methods import METHODS
 from mim_jax.models.surgery import MODES
+from mim_jax.tasks.fit_tokenizer import TokenizerOptions
 from mim_jax.tokenizers.teachers import TEACHERS
 from mim_jax.training.workdir import read_config
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_jax.convert_torch import main
 from mim_jax.interop.files import read_weights
+from mim_jax.tasks.convert_torch import main
 from tests.conftest import ROOT
 from tests.oracles import oracle
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mim_jax.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.config.check import ConfigError, build
 from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
@@ -22,6 +21,7 @@ from mim_jax.models.vit import Params
 from mim_jax.progress import clock
 from mim_jax.storage import local, open_to_append
 from mim_jax.targets.pixels import to_unit
+from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.tokenizers.features import FeatureFiles
 from mim_jax.tokenizers.kmeans_options import KMeansOptions
 from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming

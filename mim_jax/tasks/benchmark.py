@@ -1,0 +1,172 @@
+"""Step times side by side, as ratios in one run.
+
+    python -m mim_jax.benchmark --run=FILE[:PRESET][,key=value...] --run=... [--batch_size=8] [--rounds=7]
+
+The first run is the baseline. The runs take turns, so that what else the machine does hits all alike; the median of the
+rounds counts. Images are random and already on the device: this times the step, not the input. `corrupt` is the time of
+the corruption alone as a share of the step. A method with phases is timed in its last one, and the passes that it runs
+between steps (AMT's refresh) are timed beside it, an image each; `refresh` is their share of the steps of one interval.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from mim_jax.config.check import check
+from mim_jax.config.files import load, override
+from mim_jax.config.resolve import resolve
+from mim_jax.data import place
+from mim_jax.methods import Method, build_method, complete_options
+from mim_jax.training.keys import Purpose, example_keys
+from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.sharding import batch_sharding, make_mesh
+from mim_jax.training.state import create_state
+from mim_jax.training.step import make_train_step
+
+flags.DEFINE_multi_string("run", [], "FILE[:PRESET][,key=value...]; repeat it; the first is the baseline.")
+flags.DEFINE_integer("batch_size", 8, "Images a step, for all runs.")
+flags.DEFINE_integer("rounds", 7, "Timed rounds; each run steps once a round.")
+
+EXAMPLES = 1_281_167
+
+
+class Timed(NamedTuple):
+    """One benchmarked run."""
+
+    name: str
+    flops: float  # model FLOPs an image
+    step: float  # seconds, median
+    corrupt: float  # seconds, median
+    passes: float  # seconds of all passes on one batch, median
+    interval: int  # epochs between passes; 0 = none
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints a Markdown table."""
+    specs, batch_size = flags.FLAGS.run, flags.FLAGS.batch_size
+    if not specs:
+        raise app.UsageError("give at least one --run=FILE[:PRESET][,key=value...]")
+    runs = [prepare(spec, batch_size) for spec in specs]
+    times: list[list[tuple[float, ...]]] = [[] for _ in runs]
+    for round_number in range(flags.FLAGS.rounds + 2):
+        for own, (_, *works) in zip(times, runs, strict=True):
+            measured = tuple(seconds(work) for work in works)
+            if round_number >= 2:  # the first rounds compile and warm up
+                own.append(measured)
+    results = []
+    for spec, (method, *_), own in zip(specs, runs, times, strict=True):
+        step, corrupt, passes = (statistics.median(column) for column in zip(*own, strict=True))
+        results.append(Timed(spec, method.flops(), step, corrupt, passes, interval_of(method)))
+    print(table(results, batch_size))
+
+
+def interval_of(method: Method) -> int:
+    """Epochs between two runs of the method's passes; 0 without any."""
+    if not method.passes:
+        return 0
+    due = [epoch for epoch in range(1000) if method.passes[0].due(epoch)]
+    return due[1] - due[0]
+
+
+def prepare(
+    spec: str, batch_size: int
+) -> tuple[Method, Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
+    """The method, a function that makes one update, one that only corrupts, and one that runs all passes."""
+    config = override(load(spec), {"data.batch_size": batch_size})
+    if config.method.get("tokenizer", "pixels") != "pixels" and not config.method.weights:
+        override(config, {"method.tokens": "random ids"})
+    resolved = resolve(
+        check(config), num_examples=EXAMPLES, num_devices=jax.device_count(), platform=jax.default_backend()
+    )
+    method = build_method(complete_options(resolved))
+    last = method.in_phase(method.phases[-1])
+    mesh = make_mesh(resolved.mesh)
+    batch = place(random_batch(method, batch_size), batch_sharding(mesh))
+    shapes = jax.eval_shape(method.init_params, jax.random.key(0))
+    optimiser = make_optimiser(resolved, method.rules, shapes, 1000.0)
+    artefacts = method.prepare(lambda: [np.asarray(random_batch(method, 64)["image"])])
+    artefacts |= {
+        one.name: np.full((batch_size, *one.shape), one.initial, one.dtype)
+        for one in method.passes
+        if one.on_device
+    }
+    artefacts |= method.frozen
+    state = create_state(method, optimiser, artefacts, ema=bool(resolved.optim.ema), mesh=mesh)
+    update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, 1000.0)
+    keys = example_keys(0, Purpose.CORRUPT, batch["draw"], batch["index"])
+    corrupt = jax.jit(last.corrupt)
+    held = [state]
+
+    def step() -> Any:
+        held[0], metrics = update(held[0], batch)
+        return metrics
+
+    looks = [jax.jit(one.compute) for one in method.passes]
+    return (
+        last,
+        step,
+        lambda: corrupt(keys, batch, held[0].artefacts),
+        lambda: [look(held[0].params, batch) for look in looks],
+    )
+
+
+def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:
+    """Noise of the shapes that the method asks for."""
+    random = np.random.default_rng(0)
+    height, width = method.input_spec.size
+    batch: dict[str, np.ndarray] = {
+        "image": random.integers(0, 256, (count, height, width, 3)).astype(np.uint8),
+        "index": np.arange(count, dtype=np.int32),
+        "draw": np.zeros(count, np.int32),
+        "box": np.tile(np.array([0.0, 0.0, 1.0, 1.0], np.float32), (count, 1)),
+        "flip": np.zeros(count, bool),
+        "label": np.zeros(count, np.int32),
+        "valid": np.ones(count, bool),
+    }
+    if size := method.input_spec.teacher:
+        batch["teacher"] = random.integers(0, 256, (count, *size, 3)).astype(np.uint8)
+    if "tokens" in method.input_spec.extras:
+        vocabulary = method.config.method["vocabulary"]
+        batch["tokens"] = random.integers(0, vocabulary, (count, method.vit.num_patches)).astype(np.int32)
+    for one in method.passes:
+        if not one.on_device:
+            batch[one.name] = random.random((count, *one.shape)).astype(one.dtype)
+    return batch
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time until the result is there."""
+    started = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - started
+
+
+def table(results: Sequence[Timed], batch_size: int) -> str:
+    """The results as Markdown; ratios are to the first row."""
+    base = results[0]
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    lines = [
+        f"{device}, batch {batch_size}, jax {jax.__version__}",
+        "",
+        "| run | ms a step | images/s | step ratio | FLOPs ratio | step / FLOPs | corrupt | refresh |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        step, flops = r.step / base.step, r.flops / base.flops
+        lines.append(
+            f"| {r.name} | {1e3 * r.step:.0f} | {batch_size / r.step:.1f} | {step:.3f} | {flops:.3f}"
+            f" | {step / flops:.3f} | {100 * r.corrupt / r.step:.1f} % | {refresh(r)} |"
+        )
+    return "\n".join(lines)
+
+
+def refresh(r: Timed) -> str:
+    """Time of the passes over that of the steps between two of them."""
+    if not r.interval:
+        return "none"
+    return f"{100 * r.passes / r.step / r.interval:.1f} % (every {r.interval} epochs)"

@@ -1,0 +1,241 @@
+"""python -m mim_jax.tokenize --config=configs/mapet.py[:PRESET] --config.method.weights=FILE --config.method.tokens=DIR ...
+
+Token ids of every image of a run's training split, and in DIR/held_out of its held-out split, computed once (docs/papers/mapet.md 8). The
+configuration is that of the run which is to learn from them: source, splits, views and grid are its own. Every host writes its
+share of the shards; where the command was stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as
+patches of images, and how they are used.
+
+Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command goes on).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.experimental import multihost_utils
+
+from mim_jax.cached_tokens import HELD_OUT
+from mim_jax.config.arguments import Parser
+from mim_jax.config.check import ConfigError, check
+from mim_jax.config.errors import print_error
+from mim_jax.config.files import load, override
+from mim_jax.config.resolve import image_size, resolve_model
+from mim_jax.config.schema import Config, resolved
+from mim_jax.data import DataError, Dataset, EvenSample, InputSpec, TokenWriter, evaluation_batches
+from mim_jax.data.placement import OwnDevices
+from mim_jax.data.tokens_cache import HEADER
+from mim_jax.methods import check_options
+from mim_jax.methods.token_method import TokenOptions
+from mim_jax.progress import Progress
+from mim_jax.storage import Lock, StorageError
+from mim_jax.targets.pixels import to_unit
+from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
+from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
+from mim_jax.tokenizers.usage import usage_and_perplexity
+from mim_jax.training import distributed
+from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.sources import open_split
+from mim_jax.training.watching.log import say
+
+USAGE_ERROR = 2
+BATCH = 256
+ROWS_PER_SHARD = 16_384
+"""Images of a shard: what is computed again after a stop."""
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
+    """The run's configuration, its token options and the number of images in a batch.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    parser = Parser("python -m mim_jax.tokenize", __doc__)
+    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
+    parser.add_argument(
+        "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
+    )
+    given, values = parser.parse_with_assignments(argv)
+    if given.batch_size < 1:
+        raise ConfigError(f"--batch_size={given.batch_size} must be at least 1")
+    config = check(override(load(given.config), values))
+    options = check_options(config)
+    if not isinstance(options, TokenOptions):
+        raise ConfigError(
+            f"{given.config} predicts no token ids: name the configuration of a method that does"
+        )
+    for key in ("weights", "tokens"):
+        if not getattr(options, key):
+            raise ConfigError(f"config.method.{key} is empty: {_MEANING[key]}")
+    if config.augment.crop == "random_resized" or config.augment.flip:
+        raise ConfigError(
+            "token ids are kept for one fixed view of each image, but this configuration has random crops or flips: pass"
+            " --config.augment.crop=centre_square --config.augment.flip=False, here and in the run"
+        )
+    if config.augment.eval_crop == "random_resized":
+        raise ConfigError(
+            "token ids of held-out images are kept for one fixed view of each: pass --config.augment.eval_crop=centre_square,"
+            " here and in the run"
+        )
+    return config, options, given.batch_size
+
+
+_MEANING = {
+    "weights": "pass the tokenizer's file, --config.method.weights=FILE",
+    "tokens": "pass the directory to write, --config.method.tokens=DIR",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
+    try:
+        config, options, batch_size = parse(argv)
+        distributed.join()
+        return tokenize(config, options, batch_size)
+    except (ConfigError, DataError, StorageError) as error:
+        print_error(error)
+        return USAGE_ERROR
+
+
+def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> int:
+    """Writes the cache `options.tokens` for both splits of `config`; the exit code."""
+    tokenizer = open_tokenizer(options.tokenizer, options.weights)
+    model = resolve_model(config.model, jax.default_backend())
+    patch, (height, width) = resolved(model.patch), image_size(model)
+    refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
+    d = config.data
+    source, test_dataset = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
+    spec, held_out_spec = (
+        InputSpec(tokenizer.image_size, crop, resample=tokenizer.resample)
+        for crop in (config.augment.crop, config.augment.eval_crop)
+    )
+    writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
+    parts = [Part("training images", source, spec, writer)]
+    # Held-out ids lie in the cache from the first: it is whole or not there at all.
+    if not (writer.partial / HELD_OUT / HEADER).exists():
+        header = _header(tokenizer, test_dataset, held_out_spec)
+        own = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
+        parts.insert(0, Part("held-out images", test_dataset, held_out_spec, own))
+    lock = Lock(writer.lock_file, f"the token cache {writer.path}")
+    distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
+    try:
+        return _tokenize(config, tokenizer, parts, batch_size)
+    finally:
+        lock.release()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split whose ids are to be written."""
+
+    what: str
+    source: Dataset
+    spec: InputSpec
+    writer: TokenWriter
+
+
+def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch_size: int) -> int:
+    """Writes all parts; the last one is that of the training images, in whose folder the others lie."""
+    source, spec, writer = parts[-1].source, parts[-1].spec, parts[-1].writer
+    for part in parts:
+        say(f"data     {part.what}: {part.source.describe()}")
+    say(
+        f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
+    )
+    with Shutdown() as shutdown:
+        finished = all(_write(tokenizer, part, config.data.threads, batch_size, shutdown) for part in parts)
+    if not finished:
+        say("asked to stop; the same command goes on from the shards that are written")
+        return EXIT_AGAIN
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all shards are written")
+    if jax.process_index() == 0:
+        for part in parts[:-1]:
+            part.writer.finish()
+        counts = np.zeros(tokenizer.vocabulary, np.int64)
+        for shard in range(writer.num_shards):
+            counts += np.bincount(np.ravel(writer.shard(shard)), minlength=tokenizer.vocabulary)
+        usage, perplexity = usage_and_perplexity(counts)
+        few = EvenSample(source, SHOWN_IMAGES)
+        examples = most_used(few, spec, tokenizer.grid, counts, _rows(writer, few.numbers(range(len(few)))))
+        writer.finish()
+        say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
+        page = writer.path.with_name(f"{writer.path.name}.html")
+        facts = {
+            "tokens": str(writer.path),
+            "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",
+            "counted on": source.describe(),
+            "patches": f"of {len(few)} images spread over the source",
+            "view": f"{spec.crop}, {spec.size[0]} x {spec.size[1]} px",
+        }
+        write_codes_report(page, f"{tokenizer.name} tokens of {source.name}", facts, counts, examples)
+        say(f"cache    {writer.path}\nreport   {page}")
+    return 0
+
+
+def _rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
+    """The written ids [n, L] of the examples `numbers`, ascending."""
+    parts = []
+    for shard in range(writer.num_shards):
+        rows = writer.rows(shard)
+        own = numbers[(numbers >= rows.start) & (numbers < rows.stop)]
+        parts.append(np.asarray(writer.shard(shard)[own - rows.start]))
+    return np.concatenate(parts)
+
+
+def _header(tokenizer: Tokenizer, source: Dataset, spec: InputSpec) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocabulary": tokenizer.vocabulary,
+        "grid": tokenizer.grid,
+        "view": spec.crop,
+        "size": spec.size,
+        "source": source.name,
+        "length": len(source),
+        "source_fingerprint": source.fingerprint,
+    }
+
+
+def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shutdown: Shutdown) -> bool:
+    """Writes this host's missing shards; False = asked to stop before the end.
+
+    A host works on its own devices alone: hosts may be at different speeds, and one that is restarted disturbs no other.
+    """
+    what, source, spec, writer = part.what, part.source, part.spec, part.writer
+    own_devices = OwnDevices()
+    params = jax.device_put(tokenizer.params, own_devices.whole)
+    batch_size = own_devices.divisible(batch_size)
+
+    @jax.jit
+    def ids(params: Any, images: jax.Array) -> jax.Array:
+        # Ids are an argmin over close distances: no TF32, so that other machines find the same.
+        with jax.default_matmul_precision("highest"):
+            return tokenizer.ids(params, to_unit(images))
+
+    own = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
+    total = sum(len(writer.rows(shard)) for shard in own)
+    if len(own) < writer.num_shards:
+        say(f"shards   {len(own)} of {writer.num_shards} of the {what} are this process's to write")
+    with Progress(f"token ids, {what}", total) as progress:
+        for shard in own:
+            examples, parts = writer.rows(shard), []
+            batches = evaluation_batches(
+                source,
+                spec,
+                batch_size=batch_size,
+                first=examples.start,
+                limit=len(examples),
+                threads=threads,
+            )
+            for batch in batches:
+                if shutdown.requested:
+                    batches.close()
+                    return False
+                made = ids(params, jax.device_put(batch["image"], own_devices.rows))
+                parts.append(np.asarray(made)[batch["valid"]])
+                progress.update(len(parts[-1]))
+            writer.write(shard, np.concatenate(parts))
+    return True
