@@ -1,5 +1,6 @@
 """Damaged checkpoints are refused with a reason, the newest good one is used; failed saves harm nothing."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
 
@@ -214,9 +216,84 @@ def test_a_failing_commit_is_said_and_the_rest_stays(run: Path, monkeypatch: pyt
     assert _restored_step(run) == 50
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    saved: list[int] = []
+    with Checkpoints(tmp_path, keep_last=1, on_saved=saved.append) as checkpoints:
+        checkpoints.save(1, _state(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(ocp.path.deleter.PathDeleter, "delete", denied)
+            checkpoints.save(2, _state(2))
+            with pytest.raises(
+                CheckpointError, match=r"could not be removed: Permission denied; .* the newest is saved"
+            ):
+                checkpoints.wait()
+        assert saved == checkpoints.steps() == [1, 2]
+        checkpoints.save(3, _state(3))
+    assert saved == [1, 2, 3] and [path.name for path in tmp_path.iterdir()] == ["00000003"]
+
+
+def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        Checkpoints(tmp_path / "file" / "run") as checkpoints,
+        pytest.raises(
+            CheckpointError, match=r"checkpoint 1 could not be written to .*file/run: .*; put that right"
+        ),
+    ):
+        checkpoints.save(1, _state(1))
+
+
+def test_every_file_is_hashed_once_a_save_and_once_a_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    checksum = manifest._checksum
+    monkeypatch.setattr(manifest, "_checksum", lambda path: hashed.append(path.name) or checksum(path))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1))
+        checkpoints.wait()
+        names = sorted(hashed)
+        assert len(names) == len(manifest.read_manifest(checkpoints.directory / "00000001").files)
+    hashed.clear()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_good() == 1
+        assert checkpoints.restore(_TARGET) is not None
+        assert checkpoints.restore_partial(_TARGET)[0] == 1
+    assert sorted(hashed) == names
+
+
 def test_an_error_of_the_run_is_not_hidden_by_a_save(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "compute_checksums", lambda path: 1 / 0)
     with pytest.raises(FloatingPointError), Checkpoints(run) as checkpoints:
         checkpoints.save(40, _state(40))
         raise FloatingPointError("NaN")
     assert _restored_step(run) == 30
+
+
+def test_sums_every_file_below_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "one").write_bytes(b"123")
+    (tmp_path / "a" / "b" / "empty").touch()
+    assert manifest.compute_checksums(tmp_path) == {
+        "a/b/empty": {"size": 0, "sha256": hashlib.sha256().hexdigest()},
+        "one": {"size": 3, "sha256": hashlib.sha256(b"123").hexdigest()},
+    }
+
+
+def test_names_the_first_damage(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"123")
+    sums = manifest.compute_checksums(tmp_path)
+    (tmp_path / "dropping").touch()
+    assert manifest.find_damage(tmp_path, sums) is None
+    (tmp_path / "two").write_bytes(b"124")
+    assert manifest.find_damage(tmp_path, sums) == "two does not have the contents that were saved (checksum)"
+    (tmp_path / "two").write_bytes(b"12")
+    assert manifest.find_damage(tmp_path, sums) == "two has 2 bytes instead of 3"
+    (tmp_path / "one").unlink()
+    assert manifest.find_damage(tmp_path, sums) == "one is missing"
