@@ -12,7 +12,7 @@ from etils.epath import Path
 from mim_jax.data import Dataset, TokenCache
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import Method
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 from mim_jax.tokenizers.tokenizer import opened
 
 HELD_OUT = "held_out"
@@ -46,7 +46,7 @@ def held_out_tokens(method: Method, source: Dataset) -> Rows:
 
 
 def _folder(method: Method) -> Path:
-    return located(method.config.method["tokens"], "config.method.tokens")
+    return parse_path(method.config.method["tokens"], "config.method.tokens")
 
 
 def _tokens(method: Method, folder: Path, source: Dataset, view: str) -> Rows:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mim_jax.config.schema import Config
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 from mim_jax.training.inherit import read_run
 from mim_jax.training.workdir import read_config
 
@@ -97,7 +97,7 @@ def load(
         CheckpointError: there is no such checkpoint, or it is damaged.
         ValueError: ema=True, and the run keeps no average.
     """
-    directory = located(workdir, "workdir")
+    directory = parse_path(workdir, "workdir")
     if ema and not read_config(directory).optim.ema:
         raise ValueError(
             f"{directory} keeps no moving average of its parameters (config.optim.ema=0): load it with ema=False"

@@ -24,7 +24,7 @@ from mim_jax.evaluators import check_evaluation, eval_batches, make_evaluators, 
 from mim_jax.methods import Method, Picture, build_method, complete_options
 from mim_jax.methods.protocol import Batch
 from mim_jax.progress import Progress
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.divergence import read_divergence
@@ -211,8 +211,8 @@ def replay(config: Config, workdir: str | os.PathLike[str], file: str) -> int:
     Raises:
         ConfigError: the file cannot be used, or is of another configuration.
     """
-    told = read_divergence(located(file, "--replay"))
-    directory = located(workdir, "--workdir")
+    told = read_divergence(parse_path(file, "--replay"))
+    directory = parse_path(workdir, "--workdir")
     ready = _ready(config)
     now = json.loads(json.dumps(to_dict(ready.config)))
     if changed := list(differences(told["config"], now)):

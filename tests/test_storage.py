@@ -14,10 +14,10 @@ from mim_jax.storage import StorageError
 
 def test_paths_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert os.fspath(storage.located("~/runs/a")) == "/home/somebody/runs/a"
-    assert os.fspath(storage.located("file:///home/me/a b")) == "/home/me/a b"
-    assert os.fspath(storage.located("./gs:/x")) == "gs:/x"  # said so: a local folder
-    assert isinstance(storage.located(Path("/x")), epath.Path)
+    assert os.fspath(storage.parse_path("~/runs/a")) == "/home/somebody/runs/a"
+    assert os.fspath(storage.parse_path("file:///home/me/a b")) == "/home/me/a b"
+    assert os.fspath(storage.parse_path("./gs:/x")) == "gs:/x"  # said so: a local folder
+    assert isinstance(storage.parse_path(Path("/x")), epath.Path)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_paths_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(StorageError, match="--workdir is") as caught:
-        storage.located(text, "--workdir")
+        storage.parse_path(text, "--workdir")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     storage.write_json(file, {"a": 1})
-    with pytest.raises(RuntimeError), storage.whole_file(file) as stream:
+    with pytest.raises(RuntimeError), storage.atomic_write(file) as stream:
         stream.write(b"half")
         raise RuntimeError
     assert json.loads(file.read_text()) == {"a": 1}
@@ -56,7 +56,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> 
     before = os.umask(umask)
     try:
         storage.write_text(tmp_path / "a", "text")
-        with storage.whole_file_by_name(tmp_path / "b") as name:
+        with storage.atomic_write_path(tmp_path / "b") as name:
             name.unlink()
             name.touch(0o600)  # as a library that makes its own file
     finally:
@@ -96,15 +96,15 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         storage.write_text(tmp_path / "absent" / "x", "x")
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     with pytest.raises(StorageError, match="is a link to"):
-        storage.make_folder(tmp_path / "link")
+        storage.make_directory(tmp_path / "link")
     with pytest.raises(StorageError, match="it is a file"):
         (tmp_path / "file").touch()
-        storage.make_folder(tmp_path / "file")
+        storage.make_directory(tmp_path / "file")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "link"]
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in (".config.json.partial-01234567", "config.json", ".hidden"):
         (tmp_path / name).touch()
-    storage.remove_leftovers(tmp_path)
+    storage.remove_temporary_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "config.json"]

@@ -30,7 +30,7 @@ from mim_jax.data import evaluation_batches, over_classes, place
 from mim_jax.methods.protocol import Batch
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
-from mim_jax.storage import whole_file
+from mim_jax.storage import atomic_write
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
 from mim_jax.training.watching.first_batch import label_text
@@ -267,7 +267,7 @@ def facts(own: LookedAt, subject: Subject) -> dict[str, str]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return path

@@ -14,7 +14,7 @@ from mim_jax.config.schema import Config, resolved
 from mim_jax.data import EvenSample
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
-from mim_jax.storage import is_bucket, located
+from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, read_imported, with_network_of
 from mim_jax.training.inherit import read_run
@@ -45,7 +45,7 @@ def named(runs: str) -> dict[str, Path]:
     Raises:
         ConfigError: none is given, or one twice.
     """
-    paths = [located(part.strip(), "config.runs") for part in runs.split(",") if part.strip()]
+    paths = [parse_path(part.strip(), "config.runs") for part in runs.split(",") if part.strip()]
     if not paths:
         raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
     absolute = [path if is_bucket(path) else Path(os.path.abspath(path)) for path in paths]

@@ -27,7 +27,7 @@ from mim_jax.config.arguments import Parser
 from mim_jax.config.check import ConfigError
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
-from mim_jax.storage import StorageError, local, located, make_folder
+from mim_jax.storage import StorageError, make_directory, parse_path, require_local
 from mim_jax.storage.marker import Marker, check_directory, follow_link, write_marker
 from mim_jax.training.shutdown import EXIT_AGAIN
 
@@ -49,8 +49,8 @@ def parse(argv: Sequence[str]) -> tuple[Protocol, Path, int]:
     options, values = parser.parse_with_assignments(argv)
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs} must be at least 1")
-    root = local(
-        follow_link(located(options.workdir, "--workdir")),
+    root = require_local(
+        follow_link(parse_path(options.workdir, "--workdir")),
         "a comparison's runs share its directory with a lock of the disk",
     )
     return read_protocol(override(load(options.config), values)), root, options.jobs
@@ -63,7 +63,7 @@ def compare(protocol: Protocol, root: Path, slots: int, main: Sequence[str], com
         evaluation(protocol, name)  # a mistake there is said before anything is trained
     directory = epath.Path(root)
     check_directory(directory, TASK)
-    make_folder(root, "--workdir")
+    make_directory(root, "--workdir")
     with Stop().on_signals() as stop, locked(root, stop) as lock:
         if lock is None:
             return EXIT_AGAIN

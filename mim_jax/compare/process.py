@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mim_jax.compare.cores import Cores, only
 from mim_jax.compare.stages import Stage
-from mim_jax.storage import make_folder, open_to_append
+from mim_jax.storage import make_directory, open_to_append
 
 MAIN = (sys.executable, "-m", "mim_jax.main")
 """What runs a stage."""
@@ -17,7 +17,7 @@ class Process:
     """A stage under way, on some cores (None = all). Output goes to the end of its log, below the command."""
 
     def __init__(self, stage: Stage, main: Sequence[str], lock: int, cores: Cores | None) -> None:
-        make_folder(stage.log.parent)
+        make_directory(stage.log.parent)
         with open_to_append(stage.log) as log, only(cores):
             log.write(f"\n$ {stage.command()}\n")
             log.flush()

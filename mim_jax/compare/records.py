@@ -12,7 +12,7 @@ from mim_jax.compare.protocol import WALL_SECONDS
 from mim_jax.compare.stages import Stage
 from mim_jax.config.check import ConfigError
 from mim_jax.reading import Shape, Unreadable, mapping, number, read_json, record, text, whole
-from mim_jax.storage import make_folder, write_json
+from mim_jax.storage import make_directory, write_json
 from mim_jax.training.watching.log import read_metrics
 from mim_jax.training.watching.sessions import read_sessions
 
@@ -61,7 +61,7 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        make_folder(folder)
+        make_directory(folder)
         self._known = {path.stem: _record(path) for path in sorted(folder.glob("*.json"))}
 
     def get(self, key: str) -> Record | None:

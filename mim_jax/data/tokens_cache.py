@@ -15,7 +15,7 @@ from etils.epath import Path
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import open_npy
 from mim_jax.reading import Unreadable, anything, check_file, listed, mapping, read_json, record, text, whole
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 
 HEADER = "header.json"
 # What a header must say; `shards` (file to rows and sha256), `dtype` and `tokens` (L) are added by `tokens_writer`.
@@ -78,7 +78,7 @@ class TokenCache:
         Raises DataError: a missing cache, the first header field that differs, a shard that is missing or not
         what was written.
         """
-        folder = located(path, "config.method.tokens")
+        folder = parse_path(path, "config.method.tokens")
         header = _read_header(folder)
         for field, wanted in expect.items():
             if field not in header:

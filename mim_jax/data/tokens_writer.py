@@ -17,7 +17,14 @@ from mim_jax.data.errors import DataError
 from mim_jax.data.npy import open_npy
 from mim_jax.data.tokens_cache import FIELDS, HEADER, plain, sha256_of
 from mim_jax.reading import Unreadable, mapping, read_json
-from mim_jax.storage import is_bucket, located, make_folder, remove_leftovers, whole_file, write_json
+from mim_jax.storage import (
+    atomic_write,
+    is_bucket,
+    make_directory,
+    parse_path,
+    remove_temporary_files,
+    write_json,
+)
 
 PLAN = "plan.json"
 
@@ -34,7 +41,7 @@ class TokenWriter:
         header: Mapping[str, object],
         rows_per_shard: int = 2**17,
     ) -> None:
-        self.path = located(path, "the token cache")
+        self.path = parse_path(path, "the token cache")
         missing = [field for field in FIELDS if field not in header]
         if missing:
             raise DataError(
@@ -80,7 +87,7 @@ class TokenWriter:
                 f"The token cache {self.path} got ids {ids.min()} to {ids.max()}, outside the vocabulary of "
                 f"{self._plan['vocabulary']}: check the tokenizer."
             )
-        with whole_file(self._file(shard)) as stream:
+        with atomic_write(self._file(shard)) as stream:
             np.save(stream, ids.astype(self.dtype), allow_pickle=False)
 
     def shard(self, shard: int) -> npt.NDArray[Any]:
@@ -112,7 +119,7 @@ class TokenWriter:
         header = {key: value for key, value in self._plan.items() if key != "rows_per_shard"}
         header |= {"dtype": self.dtype.name, "tokens": widths.pop(), "shards": shards}
         write_json(self.partial / HEADER, header)
-        remove_leftovers(self.partial)
+        remove_temporary_files(self.partial)
         (self.partial / PLAN).unlink()
         if self.partial != self.path:
             os.rename(self.partial, self.path)
@@ -134,7 +141,7 @@ class TokenWriter:
                     f"The folder {self.partial} holds files that are not ours ({', '.join(names[:3])}): move them away, or choose"
                     " another path for the token cache."
                 )
-            make_folder(self.partial, "the token cache")
+            make_directory(self.partial, "the token cache")
             write_json(plan, self._plan)
             return
         begun = _read_plan(plan)

@@ -16,7 +16,7 @@ from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.sound import refuse_unsound, some
 from mim_jax.models.vit import Params
 from mim_jax.reading import Unreadable, check_file
-from mim_jax.storage import StorageError, copied_here, located, whole_file_by_name
+from mim_jax.storage import StorageError, atomic_write_path, local_copy, parse_path
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
 
@@ -36,7 +36,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if file.suffix != ".safetensors":
         raise WeightsError(f"weights are read from a .safetensors file, not from {file}")
     try:
-        with copied_here(file) as here, safe_open(here, framework="np") as opened:
+        with local_copy(file) as here, safe_open(here, framework="np") as opened:
             return {name: plain(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
         raise WeightsError(f"{file} is damaged or no safetensors file: copy or convert it again") from error
@@ -55,13 +55,13 @@ def write_weights(
     Raises:
         WeightsError: the name does not end in .safetensors, or the folder is not there or not writable.
     """
-    file = located(path, "the file to write")
+    file = parse_path(path, "the file to write")
     if file.suffix != ".safetensors":
         raise WeightsError(f"weights are written to a .safetensors file, not to {file}")
     # asarray keeps a tensor without dimensions as it is; ascontiguousarray would make it a vector.
     tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
     try:
-        with whole_file_by_name(file) as name:
+        with atomic_write_path(file) as name:
             save_file(tensors, name, metadata=dict(metadata or {}))
     except (SafetensorError, StorageError) as error:
         raise WeightsError(
@@ -127,7 +127,7 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
 
 def existing(path: str | os.PathLike[str]) -> Path:
     """The file named, or a WeightsError that says what is there instead."""
-    file = located(path, "the file of weights")
+    file = parse_path(path, "the file of weights")
     try:
         check_file(file)
     except Unreadable as error:

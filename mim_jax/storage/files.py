@@ -36,7 +36,7 @@ class StorageError(ValueError):
     """A path that cannot be used, read or written: one sentence for the user."""
 
 
-def located(path: str | os.PathLike[str], what: str = "the path") -> epath.Path:
+def parse_path(path: str | os.PathLike[str], what: str = "the path") -> epath.Path:
     """The place that a user's text names: a path, ~/..., file:///..., or gs://BUCKET/...
 
     Args:
@@ -76,11 +76,11 @@ def _parse_file_uri(text: str, what: str) -> epath.Path:
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
-    """Whether a path from `located` lies in a bucket."""
+    """Whether a path from `parse_path` lies in a bucket."""
     return os.fspath(path).startswith(tuple(f"{scheme}://" for scheme in BUCKETS))
 
 
-def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+def require_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """The path as one of this machine's disks.
 
     Args:
@@ -94,7 +94,7 @@ def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A stream whose bytes become the file when the block ends well; else the file stays as it was.
 
     Raises:
@@ -115,8 +115,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def whole_file_by_name(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """As `whole_file`, for libraries that write to a path: the local file that exists and is to be written."""
+def atomic_write_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """As `atomic_write`, for libraries that write to a path: the local file that exists and is to be written."""
     if is_bucket(path):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "file"
@@ -130,7 +130,7 @@ def whole_file_by_name(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file, whole or not at all. Raises StorageError."""
-    with whole_file(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(content)
 
 
@@ -173,7 +173,7 @@ def open_to_append(path: str | os.PathLike[str]) -> IO[str]:
 
 
 @contextlib.contextmanager
-def copied_here(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def local_copy(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """The file on this machine, for libraries that read from a path: itself, or a copy that goes when the block ends.
 
     Raises:
@@ -192,7 +192,7 @@ def copied_here(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield copy
 
 
-def make_folder(path: str | os.PathLike[str], what: str = "the folder") -> None:
+def make_directory(path: str | os.PathLike[str], what: str = "the folder") -> None:
     """Makes a folder with those above it; one that is there is fine. Buckets have none.
 
     Raises:
@@ -212,7 +212,7 @@ def make_folder(path: str | os.PathLike[str], what: str = "the folder") -> None:
         raise StorageError(f"{what} {place} cannot be written: {reason}") from error
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary files that writers killed half-way have left in a local folder of ours."""
     if not is_bucket(folder):
         for left in pathlib.Path(folder).glob(f".*{TEMPORARY_MARK}*"):

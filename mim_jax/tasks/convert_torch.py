@@ -23,7 +23,7 @@ from mim_jax.config.errors import print_error
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import existing, plain, write_weights
 from mim_jax.interop.torchscript import is_torchscript, read_torchscript
-from mim_jax.storage import StorageError, local, located
+from mim_jax.storage import StorageError, parse_path, require_local
 
 USUAL_KEYS = ("model", "state_dict", "module")
 TORCH = (2, 6)
@@ -62,7 +62,10 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> s
     Raises:
         WeightsError: no torch, no weights in the file, a file that wants to run code, or a target that is there already.
     """
-    file, out = local(existing(source), "PyTorch's files are read from a disk"), located(target, "OUT")
+    file, out = (
+        require_local(existing(source), "PyTorch's files are read from a disk"),
+        parse_path(target, "OUT"),
+    )
     if file.suffix == ".safetensors":
         raise WeightsError(f"{file} is safetensors already: use it as it is")
     if out.exists() or os.path.islink(out):

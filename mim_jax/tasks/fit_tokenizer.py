@@ -19,7 +19,7 @@ from mim_jax.data import Dataset, EvenSample, InputSpec, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
-from mim_jax.storage import local, open_to_append
+from mim_jax.storage import open_to_append, require_local
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.tokenizers.features import FeatureFiles
@@ -86,7 +86,7 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
 
 def _run(config: Config, run_directory: RunDirectory) -> int:
     options = check_job(config)
-    workdir = local(run_directory.path, "k-means maps its features from a disk into memory")
+    workdir = require_local(run_directory.path, "k-means maps its features from a disk into memory")
     size = None if options.image_size is None else (options.image_size, options.image_size)
     teacher, params = load_teacher(
         options.teacher,

@@ -17,7 +17,7 @@ from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.methods.pixel_picture import draw_images
 from mim_jax.methods.protocol import View
-from mim_jax.storage import whole_file
+from mim_jax.storage import atomic_write
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.budget import check_memory
 from mim_jax.training.run_directory import RunDirectory
@@ -69,7 +69,7 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
     figure.text(0.5, 0.004, LEGEND, ha="center", fontsize=9)
     run_directory.acquire(config)
     page = run_directory.path / "gallery.png"
-    with whole_file(page) as file:
+    with atomic_write(page) as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
     run_directory.discard_replaced()

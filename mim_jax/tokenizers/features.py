@@ -19,7 +19,7 @@ from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.reading import Unreadable
-from mim_jax.storage import make_folder, whole_file
+from mim_jax.storage import atomic_write, make_directory
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tokenizers.teachers import Teacher
 
@@ -59,7 +59,7 @@ class FeatureFiles:
 
         spec: the view, of the teacher's size.
         """
-        make_folder(self.folder)
+        make_directory(self.folder)
         own_devices = OwnDevices()
         placed = jax.device_put(params, own_devices.whole)
         batch_size = own_devices.divisible(batch_size)
@@ -123,5 +123,5 @@ class FeatureFiles:
         return part
 
     def _save(self, number: int, features: Features) -> None:
-        with whole_file(self._file(number)) as stream:
+        with atomic_write(self._file(number)) as stream:
             np.save(stream, features, allow_pickle=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable, mapping, parse_json
-from mim_jax.storage import make_folder, whole_file
+from mim_jax.storage import atomic_write, make_directory
 
 NAME = "kmeans.npz"
 
@@ -59,8 +59,8 @@ def at_start(clusters: int, width: int) -> State:
 
 def save(directory: Path, state: State, identity: Mapping[str, Any]) -> None:
     """Writes the state; a kill at any moment leaves the one before or this one."""
-    make_folder(directory)
-    with whole_file(directory / NAME) as file:
+    make_directory(directory)
+    with atomic_write(directory / NAME) as file:
         np.savez(file, identity=json.dumps(identity), **dataclasses.asdict(state))
 
 

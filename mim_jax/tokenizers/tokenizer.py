@@ -25,7 +25,7 @@ from mim_jax.models.vit import Params
 from mim_jax.models.vqkd import Vqkd, VqkdConfig
 from mim_jax.models.vqkd import map_pixels as vqkd_pixels
 from mim_jax.reading import Unreadable, mapping, parse_json
-from mim_jax.storage import copied_here
+from mim_jax.storage import local_copy
 from mim_jax.targets.pixels import patchify
 from mim_jax.tokenizers.assignment import nearest_tiled
 from mim_jax.tokenizers.facts import read_facts
@@ -215,7 +215,7 @@ def _dalle(
 
 
 def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    with copied_here(existing(path)) as here, safe_open(here, framework="np") as opened:
+    with local_copy(existing(path)) as here, safe_open(here, framework="np") as opened:
         content = (opened.metadata() or {}).get(METADATA, "{}")
     try:
         facts: dict[str, Any] = parse_json(content, mapping())

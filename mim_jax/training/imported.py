@@ -14,13 +14,13 @@ from mim_jax.interop.files import read_weights, split_heads
 from mim_jax.interop.vit import EncoderFacts, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.models.vit import Params, ViTConfig
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 from mim_jax.tokenizers.teachers import CLIP_MEAN, CLIP_STD
 
 
 def is_weights(init: str) -> bool:
     """Whether `init` names a file of weights, not the directory of a run."""
-    place = located(init, "config.init")
+    place = parse_path(init, "config.init")
     return bool(place.suffix) and not place.is_dir()
 
 

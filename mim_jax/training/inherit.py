@@ -17,7 +17,7 @@ from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import MODES, surgery
 from mim_jax.models.swin_config import SwinConfig
 from mim_jax.models.vit import Params, Trunk, ViTConfig
-from mim_jax.storage import located
+from mim_jax.storage import parse_path
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, network_of, read_encoder, with_network_of
 from mim_jax.training.sharding import abstract
@@ -48,7 +48,7 @@ def _inherited(config: Config) -> Config:
                 "config.data.source=init takes the data of a run: name it, --config.init=DIRECTORY, or set config.data.source"
             )
         return config if config.init is None else with_network_of(config, config.init)
-    donor, own = read_config(located(config.init, "config.init")), config.model
+    donor, own = read_config(parse_path(config.init, "config.init")), config.model
     positions = "learned" if donor.model.positions.startswith("sincos") else donor.model.positions
     model = dataclasses.replace(
         donor.model,
@@ -152,7 +152,7 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
         encoder = split_heads(params["encoder"], read_encoder(init))
         net: ViTConfig | SwinConfig = network_of(init, method.config.model.heads)
     else:
-        _, donor, given, _ = read_run(located(init, "config.init"))
+        _, donor, given, _ = read_run(parse_path(init, "config.init"))
         encoder, net = dict(given["encoder"]), donor.net
     if "pos_embed" in params["encoder"]:
         if "pos_embed" not in encoder:

@@ -50,7 +50,7 @@ class RunDirectory:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], task: str, *, overwrite: bool = False) -> None:
-        self.requested_path = storage.located(workdir, "--workdir")
+        self.requested_path = storage.parse_path(workdir, "--workdir")
         self.path = self.requested_path  # inside the context: what a link leads to
         self._task, self._overwrite = task, overwrite
         self._lock: Lock | None = None
@@ -97,7 +97,7 @@ class RunDirectory:
 
     def _acquire(self, config: Config) -> None:
         config_json = json.loads(json.dumps(to_dict(config)))
-        storage.make_folder(self.path, "--workdir")
+        storage.make_directory(self.path, "--workdir")
         self._lock = Lock(self.path / LOCK_FILE, str(self.path))
         try:
             self._lock.acquire()
@@ -112,7 +112,7 @@ class RunDirectory:
             marker.refuse_links(self.path)
             self._replaced = previous.replaces
             refuse_other_config(self.path, config_json)
-            storage.remove_leftovers(self.path)
+            storage.remove_temporary_files(self.path)
         marker.write_marker(self.path, Marker(self._task, self._replaced))
         storage.write_json(self.path / CONFIG, config_json)
         storage.write_json(self.path / VERSIONS, versions())

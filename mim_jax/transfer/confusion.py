@@ -8,7 +8,7 @@ import numpy.typing as npt
 from etils.epath import Path
 from sklearn.metrics import confusion_matrix
 
-from mim_jax.storage import whole_file
+from mim_jax.storage import atomic_write
 from mim_jax.transfer.metrics import Labels, Scores
 
 matplotlib.use("Agg")
@@ -60,7 +60,7 @@ def draw_confusion(path: Path, scores: Scores, labels: Labels, names: Sequence[s
     if not few and (lines := mistakes(shares, shown)):
         text = "Most frequent confusions:\n" + "\n".join(lines)
         figure.text(0.1, -0.02, text, va="top", fontsize=8, parse_math=False)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
 

@@ -15,7 +15,7 @@ from mim_jax.data.datasets.base import NO_LABEL, ArrayDataset, check_split
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable, check_file
-from mim_jax.storage import StorageError, copied_here, located
+from mim_jax.storage import StorageError, local_copy, parse_path
 
 NAMES = (("x", "y"), ("image", "label"), ("images", "labels"))
 TEST_SHARE = 10  # One in so many.
@@ -28,9 +28,9 @@ def open_arrays(path: str, split: str) -> ArrayDataset:
     """The split of an npz file, read whole into memory. Raises DataError naming the file and the array."""
     check_split(split)
     try:
-        place = located(path, "the file of the source arrays")
+        place = parse_path(path, "the file of the source arrays")
         check_file(place)
-        with copied_here(place) as here, Archive(here) as archive:
+        with local_copy(place) as here, Archive(here) as archive:
             return _read(archive, path, split)
     except StorageError as error:
         raise DataError(str(error)) from error

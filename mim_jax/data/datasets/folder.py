@@ -21,7 +21,7 @@ from etils import epath
 from mim_jax.data.datasets.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
 from mim_jax.data.datasets.listing import Listing, is_directory, list_images
 from mim_jax.data.errors import BadImageError, DataError
-from mim_jax.storage import StorageError, is_bucket, located
+from mim_jax.storage import StorageError, is_bucket, parse_path
 
 SPLIT_FOLDERS = {
     "train": ("train", "training", "train2017"),
@@ -99,7 +99,7 @@ def open_folder(path: str, split: str, cache_dir: str | None = None) -> Folder:
     """The split of a folder of images. Raises DataError, in one sentence that names the path."""
     check_split(split)
     try:
-        root = os.fspath(located(path, "the image folder")) if path else ""
+        root = os.fspath(parse_path(path, "the image folder")) if path else ""
     except StorageError as error:
         raise DataError(str(error)) from error
     if not root or not _is_folder(root):

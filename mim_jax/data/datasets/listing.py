@@ -22,7 +22,7 @@ from etils import epath
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable
-from mim_jax.storage import StorageError, is_bucket, make_folder, whole_file
+from mim_jax.storage import StorageError, atomic_write, is_bucket, make_directory
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 VERSION = 2
@@ -222,8 +222,8 @@ def _names(block: npt.NDArray[Any], ends: npt.NDArray[Any]) -> Names:
 
 def _save(cache: Path, listing: Listing) -> None:
     try:
-        make_folder(cache.parent)
-        with whole_file(cache) as stream:  # hosts that share a home may list at the same time
+        make_directory(cache.parent)
+        with atomic_write(cache) as stream:  # hosts that share a home may list at the same time
             np.savez(
                 stream,
                 version=VERSION,

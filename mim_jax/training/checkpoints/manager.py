@@ -29,7 +29,7 @@ from absl import logging
 from etils.epath import Path
 from jax.experimental import multihost_utils
 
-from mim_jax.storage import make_folder
+from mim_jax.storage import make_directory
 from mim_jax.training.checkpoints import leaves as leaf_lib
 from mim_jax.training.checkpoints import manifest as manifest_lib
 from mim_jax.training.checkpoints.leaves import PyTree
@@ -218,7 +218,7 @@ class Checkpoints:
     def _make_room(self, step: int) -> None:
         """Removes what was interrupted, and the refused checkpoint that this one replaces."""
         if jax.process_index() == 0:
-            make_folder(self.directory)
+            make_directory(self.directory)
             for path in [*leftovers(self.directory), *directories_of(self.directory, step)]:
                 if path.exists():
                     path.rmtree()

@@ -21,7 +21,7 @@ from absl import logging
 from etils.epath import Path
 from orbax.checkpoint import checkpoint_managers
 
-from mim_jax.storage import StorageError, is_bucket, located
+from mim_jax.storage import StorageError, is_bucket, parse_path
 from mim_jax.training.checkpoints.manifest import MANIFEST, CheckpointError, DamagedError, read_manifest
 
 _NAME = re.compile(r"(\d{8,})(?:\.(\d+))?")
@@ -75,7 +75,7 @@ def _numbered(directory: Path) -> Iterator[tuple[int, int, Path]]:
 def checked_directory(directory: str | os.PathLike[str]) -> Path:
     """The absolute path of a checkpoint directory, which need not exist. Raises CheckpointError."""
     try:
-        path = located(directory, "the directory of checkpoints")
+        path = parse_path(directory, "the directory of checkpoints")
     except StorageError as error:
         raise CheckpointError(str(error)) from error
     if is_bucket(path):

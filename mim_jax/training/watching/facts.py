@@ -11,7 +11,7 @@ from etils.epath import Path
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Dataset, Loader
 from mim_jax.methods.protocol import Method
-from mim_jax.storage import is_bucket, located
+from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.epochs import phase_starts
 from mim_jax.training.imported import is_weights
 from mim_jax.training.tables import Tables
@@ -100,7 +100,7 @@ def init_text(config: Config) -> str:
     if is_weights(init):
         text = f"{init_name(config)}, {init}"
     else:
-        donor = read_config(located(init, "config.init"))
+        donor = read_config(parse_path(init, "config.init"))
         text = f"{init_name(config)} ({donor.method['name']}, {donor.schedule.steps} steps), {init}"
     surgery = config.surgery
     return text if surgery.mode == "none" else f"{text}; surgery: {surgery.mode}, {surgery.blocks} blocks"
@@ -110,7 +110,7 @@ def init_name(config: Config) -> str:
     """The last part of what `config.init` names; '' where it names nothing."""
     if not config.init:
         return ""
-    place = located(config.init, "config.init")
+    place = parse_path(config.init, "config.init")
     return place.name if is_bucket(place) else os.path.basename(os.path.realpath(place))
 
 

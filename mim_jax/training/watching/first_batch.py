@@ -8,7 +8,7 @@ from etils.epath import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mim_jax.storage import whole_file
+from mim_jax.storage import atomic_write
 
 FILE = "first_batch.png"
 SHOWN, COLUMNS = 32, 8
@@ -59,7 +59,7 @@ def draw(path: Path, batch: HostBatch, class_names: Sequence[str]) -> None:
     axis.set_ylim(span_y - GAP, -GAP)
     axis.set_aspect("auto")
     axis.set_axis_off()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 

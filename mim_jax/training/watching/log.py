@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mim_jax.config.check import ConfigError
 from mim_jax.progress import Estimate, clock
 from mim_jax.reading import Unreadable, number, parse_json, read_bytes, record, whole
-from mim_jax.storage import is_bucket, make_folder, open_to_append, write_text
+from mim_jax.storage import is_bucket, make_directory, open_to_append, write_text
 
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
@@ -42,7 +42,7 @@ class MetricLog:
     def __init__(self, path: Path, *, first_step: int) -> None:
         kept = read_metrics(path) if first_step else []  # a run that starts at 0 evaluates step 0 anew
         self.records = [record for record in kept if record["step"] <= first_step]
-        make_folder(path.parent)
+        make_directory(path.parent)
         self._path = path
         self._write_all()
         self._file = (

@@ -9,7 +9,7 @@ import jax
 from etils.epath import Path
 
 from mim_jax.config.schema import Config
-from mim_jax.storage import is_bucket, make_folder
+from mim_jax.storage import is_bucket, make_directory
 from mim_jax.training.watching.log import UNIX_TIME, MetricLog, say
 from mim_jax.training.watching.sessions import Session
 from mim_jax.training.watching.tensorboard_sink import TensorBoardSink
@@ -64,7 +64,7 @@ def open_sinks(config: Config, workdir: Path, first_step: int, started: float) -
             "no TensorBoard events: their files grow line by line, which a bucket's cannot; metrics.jsonl has all numbers"
         )
     elif config.log.tensorboard:
-        make_folder(workdir / "tensorboard")
+        make_directory(workdir / "tensorboard")
         sinks.append(TensorBoardSink(workdir / "tensorboard", log.records))
     if config.log.wandb:
         sinks.append(WandbSink(config, workdir))
