@@ -29,7 +29,7 @@ from mim_jax.training.watching.log import say
 from mim_jax.training.workdir import (
     CONFIG,
     VERSIONS,
-    checked,
+    check_trained_config,
     differences,
     read_config,
     refuse_changed_config,
@@ -170,7 +170,7 @@ def refuse_other_config(workdir: epath.Path, config_json: dict[str, object]) -> 
     if not isinstance(trained_with, dict):
         previous = read_config(workdir)
     else:
-        previous = checked(workdir, trained_with)  # keys of later versions have their defaults
+        previous = check_trained_config(workdir, trained_with)  # keys of later versions have their defaults
         if (workdir / CONFIG).exists():
             refuse_changed_config(workdir, trained_with)
     changed = list(differences(to_dict(previous), config_json))

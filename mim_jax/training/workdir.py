@@ -1,4 +1,4 @@
-"""What lies in a run's directory besides metrics and checkpoints: the configuration, and what it ran with."""
+"""config.json and versions.json of a run's directory: its configuration, and what it ran with."""
 
 import importlib.metadata
 import platform
@@ -14,7 +14,7 @@ from mim_jax.reading import Unreadable, mapping, read_json
 
 CONFIG, VERSIONS = "config.json", "versions.json"
 
-HARMLESS = (
+KEYS_THAT_MAY_CHANGE = (
     "config.mesh",
     "config.log",
     "config.checkpoint",
@@ -23,7 +23,7 @@ HARMLESS = (
     "config.data.on_bad_image",
     "config.data.prefetch",
 )
-"""Keys that cannot change what is learnt: a run may be resumed with others."""
+"""Keys that cannot change what is learnt: a run may be resumed with other values."""
 
 PACKAGES = (
     "jax",
@@ -42,7 +42,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "con
     """Sentences 'key: old -> new' for every leaf that differs and could change the result."""
     for key in sorted({*old, *new}):
         name = f"{path}.{key}"
-        if name.startswith(HARMLESS):
+        if name.startswith(KEYS_THAT_MAY_CHANGE):
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -72,14 +72,16 @@ def read_config(workdir: epath.Path) -> Config:
 
 def refuse_changed_config(workdir: epath.Path, trained_with: Mapping[str, Any]) -> None:
     """Raises ConfigError where config.json is not what the checkpoint says it was trained with."""
-    changed = list(differences(to_dict(checked(workdir, trained_with)), to_dict(read_config(workdir))))
+    changed = list(
+        differences(to_dict(check_trained_config(workdir, trained_with)), to_dict(read_config(workdir)))
+    )
     if changed:
         raise ConfigError(
             f"{workdir / CONFIG} was changed after the training ({'; '.join(changed)}): put it back as it was"
         )
 
 
-def checked(workdir: epath.Path, trained_with: Mapping[str, Any]) -> Config:
+def check_trained_config(workdir: epath.Path, trained_with: Mapping[str, Any]) -> Config:
     """The configuration that a checkpoint says it was trained with. Raises ConfigError where it is none."""
     try:
         return check(trained_with)
@@ -91,9 +93,9 @@ def checked(workdir: epath.Path, trained_with: Mapping[str, Any]) -> Config:
 
 def versions() -> dict[str, str]:
     """Versions of what computes: Python, packages, devices."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    found["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    found["processes"] = str(jax.process_count())
-    return found
+        result[package] = importlib.metadata.version(package)
+    result["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    result["processes"] = str(jax.process_count())
+    return result
