@@ -47,9 +47,10 @@ class Run:
         """What the encoder makes of whole images, nothing hidden, in evaluation mode.
 
         Args:
-            images: [B, H, W, 3] or one [H, W, 3], numpy or jax, of the model's size (`config.model.image_size`), RGB;
-                uint8 in 0..255 or floating point in [0, 1]. Neither resized nor cropped here. One batch is one
-                computation: give thousands of images in parts, all of one size (each new size is compiled).
+            images: [B, H, W, 3] or one [H, W, 3], numpy or jax, RGB; uint8 in 0..255 or floating point in [0, 1]. Neither
+                resized nor cropped here: best of the size that the model was trained at (`config.model.image_size`), or any
+                other that its patch divides; then positions are resized. One batch is one computation: give thousands of
+                images in parts, all of one size (each new size is compiled).
             layer: -1 = after the encoder's final norm; 0 and up = output of that block.
             pool: mean (of the patch tokens) | cls (the CLS token).
         Returns:
@@ -65,7 +66,7 @@ class Run:
         if pool not in POOLS or (pool == "cls" and not net.prefix):
             known = "mean or cls" if net.prefix else "mean (this model has no CLS token)"
             raise ValueError(f"pool must be {known}, got {pool!r}")
-        batch = _checked(images, net.image_size)
+        batch = _checked(images, net.patch)
         single = batch.ndim == 3
         made = self._encode(self.params, batch[None] if single else batch, layer=layer, pool=pool)
         return made[0] if single else made
@@ -105,12 +106,19 @@ def load(
     return Run(*read_run(directory, step, ema=ema, sharding=sharding))
 
 
-def _checked(images: npt.ArrayLike | jax.Array, size: tuple[int, int]) -> jax.Array:
+def _checked(images: npt.ArrayLike | jax.Array, patch: int) -> jax.Array:
     """The images as uint8 or float32, or a ValueError that says what is wrong."""
     array = images if isinstance(images, jax.Array) else np.asarray(images)
-    if array.ndim not in (3, 4) or array.shape[-3:] != (*size, 3) or 0 in array.shape:
-        expected = f"[B, {size[0]}, {size[1]}, 3] or [{size[0]}, {size[1]}, 3]"
-        raise ValueError(f"images must have the shape {expected} of this model, got {list(array.shape)}")
+    if (
+        array.ndim not in (3, 4)
+        or array.shape[-1] != 3
+        or 0 in array.shape
+        or any(side % patch for side in array.shape[-3:-1])
+    ):
+        raise ValueError(
+            f"images must have the shape [B, H, W, 3] or [H, W, 3] with H and W multiples of the patch of {patch} px, got"
+            f" {list(array.shape)}"
+        )
     if array.dtype == np.uint8:
         return jnp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -214,7 +214,7 @@ MUTANTS = (
     M("methods/classify.py", '(r"(kernel|table)$", True)', '(r"kernel$", True)'),
     M("methods/classify.py", "jax.random.fold_in(keys[0], 6)", "jax.random.fold_in(keys[0], 5)"),
     M("methods/rules.py", "for index in range(depth)]\n    return (*blocks", "for index in range(depth - 1)]\n    return (*blocks"),
-    M("methods/rules.py", "(6.0 / (shape[0] + shape[1])) ** 0.5", "(3.0 / (shape[0] + shape[1])) ** 0.5"),
+    M("methods/rules.py", "(6.0 / (fan_in + fan_out)) ** 0.5", "(3.0 / (fan_in + fan_out)) ** 0.5"),
     # Models.
     M("models/layers.py", "(1.0 + jax.lax.erf(x * 0.5**0.5))", "(1.0 + jnp.tanh(0.7978845608 * (x + 0.044715 * x**3)))"),
     M("models/layers.py", "return (x.astype(wide_dtype(x)) + parameter).astype(x.dtype)", "return x + parameter.astype(x.dtype)"),

@@ -14,7 +14,7 @@ method has them as patches: the held-out baseline "another image's patches" exch
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -29,6 +29,7 @@ from mim_jax.corruptions.colour import jitter
 from mim_jax.data import InputSpec
 from mim_jax.methods.networks import encoder_config
 from mim_jax.methods.rules import Rules, init_by_rules
+from mim_jax.models.encoder import FeatureMap
 from mim_jax.models.vit import Params, ViTConfig
 from mim_jax.targets.pixels import flip_where, normalise, patchify, to_unit
 
@@ -230,8 +231,16 @@ class Method(abc.ABC):
         return {}
 
     def encode(self, params: Params, images: jax.Array) -> Features:
-        """Features of whole images [B, H, W, 3], uint8 or float in [0, 1]: nothing hidden, evaluation mode."""
-        return self.encode_patches(params, self.clean_patches(images))
+        """Features of whole images [B, H, W, 3], uint8 or float in [0, 1]: nothing hidden, evaluation mode.
+
+        H and W: any multiples of the patch; positions are resized (`EncoderConfig.resize`).
+        """
+        layers, final = self.net.layers(params["encoder"], self.normalised_images(images))
+        return Features(layers, final, self.net.prefix)
+
+    def feature_maps(self, params: Params, images: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
+        """Feature maps of images as `encode` takes them; taps as in `EncoderConfig.feature_maps`."""
+        return self.net.feature_maps(params["encoder"], self.normalised_images(images), taps)
 
     def encode_patches(self, params: Params, patches: jax.Array) -> Features:
         """`encode` of normalised patches [B, L, p p 3]."""
@@ -270,9 +279,11 @@ class Method(abc.ABC):
 
     def clean_patches(self, images: jax.Array) -> jax.Array:
         """Images, uint8 or in [0, 1], normalised and cut into patches."""
-        return patchify(
-            normalise(to_unit(images), self.config.data.mean, self.config.data.std), self.net.patch
-        )
+        return patchify(self.normalised_images(images), self.net.patch)
+
+    def normalised_images(self, images: jax.Array) -> jax.Array:
+        """Images, uint8 or in [0, 1], as the network reads them."""
+        return normalise(to_unit(images), self.config.data.mean, self.config.data.std)
 
 
 def fold(keys: jax.Array, purpose: int) -> jax.Array:

@@ -5,16 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.models.layers import Dense
-from mim_jax.models.swin import Swin, SwinConfig
-from mim_jax.models.vit import ViT, ViTConfig
+from mim_jax.models.swin import SwinConfig
+from mim_jax.models.vit import ViTConfig
 
 BN_EPS = 1e-6
 BN_MOMENTUM = 0.1
-
-
-def make_encoder(config: ViTConfig | SwinConfig) -> ViT | Swin:
-    """The network of a configuration."""
-    return Swin(config) if isinstance(config, SwinConfig) else ViT(config)
 
 
 class Classifier(nn.Module):
@@ -28,7 +23,7 @@ class Classifier(nn.Module):
     pool: str = "mean"  # mean | cls
 
     def setup(self) -> None:
-        self.encoder = make_encoder(self.config)
+        self.encoder = self.config.module
         self.head = Dense(self.num_classes, dtype=self.config.dtype)
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
@@ -45,7 +40,7 @@ class Probe(nn.Module):
     width: int  # of the features
 
     def setup(self) -> None:
-        self.encoder = make_encoder(self.config)
+        self.encoder = self.config.module
         self.head = Dense(self.num_classes)
 
     def classify(self, features: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:

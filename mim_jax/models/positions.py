@@ -79,10 +79,37 @@ def bias_of_rows(bias: jax.Array, slots: jax.Array | None, queries: int | None) 
     return jax.vmap(lambda q, k: bias[:, q[:, None], k[None, :]])(asking, slots)
 
 
+def bicubic_weights(old: int, new: int) -> np.ndarray:
+    """Torch's bicubic interpolation along one axis (a = -0.75, half-pixel centres, no antialiasing), float64 [new, old]."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        neighbour = np.floor(centres) + offset
+        distance = np.abs(centres - neighbour)
+        inner = (1.25 * distance - 2.25) * distance**2 + 1.0
+        outer = ((-0.75 * distance + 3.75) * distance - 6.0) * distance + 3.0
+        inside = np.clip(neighbour, 0, old - 1).astype(int)
+        np.add.at(weights, (np.arange(new), inside), np.where(distance <= 1, inner, outer))
+    return weights
+
+
+def _resize_grid(values: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """[rows * columns, D] of one grid to another one."""
+    if old == new:
+        return values
+    rows, columns = (
+        jnp.asarray(bicubic_weights(*sides), values.dtype) for sides in zip(old, new, strict=True)
+    )
+    resized = jnp.einsum(
+        "ia,jb,abd->ijd", rows, columns, values.reshape(*old, -1), precision=jax.lax.Precision.HIGHEST
+    )
+    return resized.reshape(new[0] * new[1], -1)
+
+
 def resize_positions(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 1
 ) -> jax.Array:
-    """Resizes a position table to another grid by antialiased bicubic interpolation; the prefix (CLS) rows stay.
+    """A position table for another grid; the prefix (CLS) stays.
 
     Args:
         table: [1, prefix + rows * columns, D].
@@ -94,8 +121,19 @@ def resize_positions(
         raise ValueError(
             f"a table of {table.shape[1]} positions does not belong to a grid of {old} with {prefix} before it"
         )
-    if old == new:
-        return table
-    patches = table[0, prefix:].reshape(*old, -1)
-    resized = jax.image.resize(patches, (*new, patches.shape[-1]), "cubic").reshape(1, new[0] * new[1], -1)
-    return jnp.concatenate([table[:, :prefix], resized], axis=1)
+    resized = _resize_grid(jnp.asarray(table[0, prefix:]), old, new)
+    return jnp.concatenate([table[:, :prefix], resized[None]], axis=1)
+
+
+def resize_relative_table(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """A table of relative position biases [entries, heads] for another grid or window; the entries of CLS stay.
+
+    Offsets are places of a grid of 2 rows - 1 by 2 columns - 1, which is resized as an image is (timm's simple form).
+    """
+    old_offsets, new_offsets = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
+    entries = old_offsets[0] * old_offsets[1]
+    if len(table) not in (entries, entries + 3):
+        raise ValueError(f"a table of {len(table)} relative positions does not belong to a grid of {old}")
+    return jnp.concatenate(
+        [_resize_grid(jnp.asarray(table[:entries]), old_offsets, new_offsets), table[entries:]]
+    )

@@ -1,7 +1,7 @@
 """The one Vision Transformer: pre-norm blocks, and every option that the methods ask for."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from mim_jax.models.attention import Attention, Mask
 from mim_jax.models.bands import last_rows
+from mim_jax.models.encoder import EncoderConfig, FeatureMap, Params
 from mim_jax.models.geometry import AttentionGeometry
 from mim_jax.models.layers import (
     Dense,
@@ -21,13 +22,20 @@ from mim_jax.models.layers import (
     broadcast_parameter,
     drop_path,
 )
-from mim_jax.models.positions import RelativePositionBias, bias_of_rows, sincos_1d, sincos_2d
+from mim_jax.models.positions import (
+    RelativePositionBias,
+    bias_of_rows,
+    resize_positions,
+    resize_relative_table,
+    sincos_1d,
+    sincos_2d,
+)
 
-Params = dict[str, Any]
+__all__ = ["Params", "Trunk", "ViT", "ViTConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(EncoderConfig):
     """Hyper-parameters of a ViT. Images are (height, width) in pixels; non-square is fine."""
 
     image_size: tuple[int, int] = (224, 224)
@@ -51,13 +59,8 @@ class ViTConfig:
     dtype: DTypeLike | None = None
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def module(self) -> "ViT":
+        return ViT(self)
 
     @property
     def num_slots(self) -> int:
@@ -68,6 +71,14 @@ class ViTConfig:
     def prefix(self) -> int:
         """1 with CLS, 0 without."""
         return int(self.cls)
+
+    def resize_parameter(self, name: str, value: jax.Array, new: "ViTConfig") -> jax.Array:
+        """Of `pos_embed` and of the tables of relative position biases; anything else stays."""
+        if name == "pos_embed":
+            return resize_positions(value, self.grid, new.grid, prefix=self.prefix)
+        if name.endswith("relative_position_bias/table"):
+            return resize_relative_table(value, self.grid, new.grid)
+        return value
 
     @property
     def summary(self) -> str:
@@ -283,6 +294,15 @@ class ViT(Trunk):
         """The slots after every block (not normed) and after the final norm."""
         outputs = self.run(self.tokens(patches))
         return outputs, self.final_norm(outputs[-1])
+
+    def feature_maps(self, patches: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
+        """The patches after blocks; as `EncoderConfig.feature_maps`."""
+        outputs = self.run(self.tokens(patches))
+        c = self.config
+        return [
+            FeatureMap(c.patch, outputs[tap][:, c.prefix :].reshape(len(patches), *c.grid, c.width))
+            for tap in taps
+        ]
 
     def attention_row(self, patches: jax.Array) -> jax.Array:
         """What CLS attends to in the last block, float [B, H, N]; the other rows' weights are never computed.

@@ -13,8 +13,7 @@ from jax.typing import DTypeLike
 from mim_jax.models.attention import OutputProjection, QKVProjection, query_key_products
 from mim_jax.models.layers import Dense, wide_dtype
 from mim_jax.models.positions import RelativePositionBias, relative_index
-from mim_jax.models.swin_config import SwinConfig
-from mim_jax.models.windows import SHIFT_MASK, cut, join, log_offsets, shift_regions
+from mim_jax.models.windows import SHIFT_MASK, WindowPlan, cut, join, log_offsets, shift_regions
 
 CPB_HIDDEN = 512
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -33,20 +32,20 @@ class WindowAttention(nn.Module):
     [B, windows, heads, tokens, tokens], query before key.
     """
 
-    config: SwinConfig
-    index: int
+    width: int
+    heads: int
+    plan: WindowPlan
+    reference_window: tuple[int, int]  # (rows, columns) that the log-spaced position bias is scaled to
+    version: int = 2
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        c, stage = self.config, self.config.stage_of[self.index]
-        width, self.heads, self.plan = c.widths[stage], c.heads[stage], c.plans[self.index]
-        bias = "qv" if c.version == 2 else "qkv"
-        self.qkv = QKVProjection(self.heads, width // self.heads, bias, c.dtype)
-        self.proj = OutputProjection(width, c.dtype)
-        if c.version == 1:
+        bias = "qv" if self.version == 2 else "qkv"
+        self.qkv = QKVProjection(self.heads, self.width // self.heads, bias, self.dtype)
+        self.proj = OutputProjection(self.width, self.dtype)
+        if self.version == 1:
             self.relative_position_bias = RelativePositionBias(self.plan.window, self.heads, cls=False)
             return
-        known = c.pretrained_windows[stage] if c.pretrained_windows else 0
-        self.reference = (known, known) if known else self.plan.window
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(math.log(10.0)), (self.heads, 1, 1)
         )
@@ -68,7 +67,7 @@ class WindowAttention(nn.Module):
     def _logits(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """Of [B * windows, heads, tokens, d], in float32 at least; position bias and shift mask added."""
         wide = wide_dtype(q)
-        if self.config.version == 1:
+        if self.version == 1:
             q, bias = q * q.shape[-1] ** -0.5, self.relative_position_bias()
         else:
             scale = jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE))
@@ -86,6 +85,6 @@ class WindowAttention(nn.Module):
 
     def position_bias(self, wide: DTypeLike) -> jax.Array:
         """16 sigmoid(MLP(log-spaced offset)), [heads, tokens, tokens]."""
-        offsets = jnp.asarray(log_offsets(self.plan.window, self.reference), wide)
+        offsets = jnp.asarray(log_offsets(self.plan.window, self.reference_window), wide)
         table = 16.0 * jax.nn.sigmoid(self.cpb_fc2(jax.nn.relu(self.cpb_fc1(offsets))))
         return table[relative_index(self.plan.window, False)].transpose(2, 0, 1)

@@ -1,7 +1,7 @@
 """What a run takes over from an earlier one: its network's shape, its data, and its encoder's parameters."""
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from mim_jax.config.schema import Config, Model, resolved
 from mim_jax.config.variants import SWINS
 from mim_jax.interop.files import split_heads
 from mim_jax.methods import Method, build_method
+from mim_jax.methods.networks import encoder_config
 from mim_jax.methods.rules import name_of
-from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import MODES, surgery
-from mim_jax.models.swin_config import SwinConfig
-from mim_jax.models.vit import Params, Trunk, ViTConfig
+from mim_jax.models.swin import SwinConfig
+from mim_jax.models.vit import Params, ViTConfig
 from mim_jax.storage import parse_path
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.imported import is_weights, network_of, read_encoder, with_network_of
@@ -51,9 +51,8 @@ def _inherited(config: Config) -> Config:
     donor, own = read_config(parse_path(config.init, "config.init")), config.model
     positions = "learned" if donor.model.positions.startswith("sincos") else donor.model.positions
     model = dataclasses.replace(
-        donor.model,
+        model_at_size(donor, own.image_size),
         positions=positions,
-        image_size=donor.model.image_size if own.image_size is None else own.image_size,
         drop_path=own.drop_path,
         dtype=own.dtype,
         attention=own.attention,
@@ -64,6 +63,26 @@ def _inherited(config: Config) -> Config:
         same = ("source", "split", "test_split", "data_dir", "on_bad_image", "crops_per_picture")
         data = dataclasses.replace(data, **{name: getattr(donor.data, name) for name in same})
     return dataclasses.replace(config, model=model, data=data)
+
+
+def model_at_size(donor: Config, image_size: int | tuple[int, int] | None) -> Model:
+    """The model of a run for another image size (None = its own); a Swin's position biases keep the windows they know.
+
+    Raises:
+        ConfigError: they were trained in windows that are no squares, which a configuration cannot say.
+    """
+    net = encoder_config(donor)
+    if image_size is None:
+        return donor.model
+    model = dataclasses.replace(donor.model, image_size=image_size)
+    if not isinstance(net, SwinConfig) or model.pretrained_windows is not None:
+        return model
+    if any(rows != columns for rows, columns in net.reference_windows):
+        raise ConfigError(
+            f"config.model.image_size={image_size}: the encoder of config.init was trained in windows of"
+            f" {net.reference_windows}, and only squares can be taken to another size: leave config.model.image_size empty"
+        )
+    return dataclasses.replace(model, pretrained_windows=tuple(rows for rows, _ in net.reference_windows))
 
 
 def without_effect(asked: Config, made: Config) -> list[str]:
@@ -154,11 +173,9 @@ def with_encoder_of(init: str, method: Method, params: Params) -> Params:
     else:
         _, donor, given, _ = read_run(parse_path(init, "config.init"))
         encoder, net = dict(given["encoder"]), donor.net
-    if "pos_embed" in params["encoder"]:
-        if "pos_embed" not in encoder:
-            encoder["pos_embed"] = Trunk(cast(ViTConfig, net)).apply({}, method="positions")
-        table, grid = encoder["pos_embed"], method.vit.grid
-        encoder["pos_embed"] = resize_positions(table, net.grid, grid, prefix=method.vit.prefix)
+    if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
+        encoder["pos_embed"] = net.module.apply({}, method="positions")
+    encoder = net.resize(encoder, method.net)  # type: ignore[arg-type]
     encoder = _operated(encoder, method, params)
     there = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}
     wrong: list[str] = []

@@ -16,7 +16,7 @@ from mim_jax.interop.swin import from_swin
 from mim_jax.methods import protocol
 from mim_jax.methods.attention_bank import attention_maps
 from mim_jax.models.masked_predictor import take_rows
-from mim_jax.models.swin_config import SwinConfig
+from mim_jax.models.swin import SwinConfig
 from mim_jax.targets.pixels import patchify
 from tests.official import Case
 from tests.production import Run, fills, given, production, run

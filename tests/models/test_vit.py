@@ -9,7 +9,7 @@ import pytest
 
 from mim_jax.models.attention import attend
 from mim_jax.models.layers import LayerNorm, drop_path, gelu
-from mim_jax.models.positions import relative_index, resize_positions, sincos_1d, sincos_2d
+from mim_jax.models.positions import relative_index, sincos_1d, sincos_2d
 from mim_jax.models.vit import ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=(16, 24), patch=4, width=32, depth=2, heads=2)
@@ -171,30 +171,3 @@ def test_drop_path_drops_whole_examples_and_scales_the_rest() -> None:
 def test_drop_path_rates_are_linear() -> None:
     rates = ViTConfig(depth=12, drop_path=0.1).drop_path_rates
     assert rates[0] == 0 and rates[1] == pytest.approx(0.00909, abs=1e-5) and rates[-1] == pytest.approx(0.1)
-
-
-@pytest.mark.slow
-def test_resizing_positions() -> None:
-    table = jax.random.normal(jax.random.key(0), (1, 17, 8))
-    assert resize_positions(table, (4, 4), (4, 4)) is table
-    grown = resize_positions(table, (4, 4), (6, 8))
-    assert grown.shape == (1, 49, 8)
-    np.testing.assert_array_equal(grown[:, 0], table[:, 0])
-    constant = resize_positions(jnp.ones((1, 16, 8)), (4, 4), (7, 5), prefix=0)
-    np.testing.assert_allclose(constant, 1.0, atol=1e-5)
-    with pytest.raises(ValueError, match="does not belong to a grid"):
-        resize_positions(table, (5, 4), (4, 4))
-
-
-def test_resizing_positions_like_timm() -> None:
-    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-    table = np.random.default_rng(0).normal(size=(1, 16, 8)).astype(np.float32)
-    for new in ((7, 7), (3, 3), (6, 4)):
-        grid = torch.from_numpy(table).reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
-        theirs = torch.nn.functional.interpolate(
-            grid, size=new, mode="bicubic", antialias=True, align_corners=False
-        )
-        theirs = theirs.permute(0, 2, 3, 1).reshape(1, -1, 8).numpy()
-        np.testing.assert_allclose(
-            resize_positions(jnp.asarray(table), (4, 4), new, prefix=0), theirs, atol=2e-5
-        )

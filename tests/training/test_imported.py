@@ -1,5 +1,7 @@
 """Fine-tuning and probing of somebody else's weights: the network is theirs, and so is what it computes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
+from mim_jax.config.schema import Config, Model
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import write_weights
 from mim_jax.interop.vit import encoder_from
@@ -15,7 +18,7 @@ from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import shuffled_order
 from mim_jax.models.vit import ViT
 from mim_jax.training.imported import read_imported
-from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
+from mim_jax.training.inherit import inherit, model_at_size, with_encoder_of, without_effect
 from tests.official import split_heads
 
 WIDTH, PATCH, GRID = 64, 4, 4
@@ -144,6 +147,23 @@ def test_another_image_size_resizes_the_positions(weights) -> None:
     old = (16 // PATCH, 16 // PATCH)
     expected = resize_positions(jax.numpy.asarray(given), old, method.vit.grid)
     np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_a_swin_keeps_the_scale_of_its_windows_at_another_size() -> None:
+    """A window of 6 was one of 4 on the last map of 4x4."""
+    model = Model(variant="swinv2_mu", image_size=16, patch=2, window=6, dtype="float32", norm_eps=1e-5)
+    donor = Config(model=model)
+    assert model_at_size(donor, None) == model
+    other = model_at_size(donor, 32)
+    assert (other.image_size, other.pretrained_windows) == (32, (6, 4))
+    again = model_at_size(dataclasses.replace(donor, model=other), (48, 32))
+    assert again.pretrained_windows == (6, 4)
+    tall = dataclasses.replace(donor, model=dataclasses.replace(model, image_size=(16, 8)))
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.model\.image_size=32: .* windows of \(\(6, 4\), \(4, 2\)\), and only squares",
+    ):
+        model_at_size(tall, 32)
 
 
 def test_a_key_without_effect_is_said(finished_run) -> None:
