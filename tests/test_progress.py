@@ -8,7 +8,7 @@ import pytest
 
 from mim_jax import progress
 from mim_jax.progress import Estimate, Progress, clock, tracked
-from mim_jax.tokenizers.kmeans import fit_kmeans
+from mim_jax.tokenizers.kmeans import KMeansOptions, fit_kmeans
 from mim_jax.training.watching.compiling import announced
 from mim_jax.training.watching.log import Clock, progress_line
 
@@ -104,10 +104,10 @@ def test_kmeans_says_how_far_it_is(
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     points = np.random.default_rng(0).random((400, 3), np.float32)
-    fit_kmeans(points, 32, iterations=4)
+    fit_kmeans(points, KMeansOptions(32, 4, 1, start="plus_plus"))
     said = capsys.readouterr().out
     assert "k-means++ start: 1 of 32 centroids" in said and "k-means++ start: 32 centroids in 0:" in said
-    assert "k-means: 3 of 4 iterations (75 %)" in said and "k-means: 4 iterations in 0:" in said
+    assert "k-means pass: 400 points in 0:" in said
 
 
 def test_tracked_counts_what_was_consumed(clock_of: FakeTime, capsys: pytest.CaptureFixture[str]) -> None:

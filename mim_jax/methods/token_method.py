@@ -15,14 +15,18 @@ from mim_jax.data import InputSpec
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
 from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.progress import Progress
 from mim_jax.targets.pixels import flip_where, to_unit
 from mim_jax.targets.tokens import nearest_centroid
-from mim_jax.tokenizers.kmeans import fit_kmeans
+from mim_jax.tokenizers.kmeans import KMeansOptions, check_distinct, fit_kmeans
 from mim_jax.tokenizers.tokenizer import NAMES, Tokenizer, opened, refuse_misfit, tokenizer_flops
 
 TEACHER = "teacher"
 FREQUENCY_PRIOR = 1.0
 """Pseudo-count of every token in the per-position frequencies, so that an unseen token has a finite cross-entropy."""
+
+KMEANS_ITERATIONS, KMEANS_SAMPLE = 30, 16384
+"""Of the k-means at the start of a run: iterations at most, and patches that k-means++ draws its centroids from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ class TokenMethod(Method):
             return {}
         patches = _sample_patches(self, images(), self.token_options.kmeans_patches)
         try:
-            centroids = fit_kmeans(patches, self.vocabulary, seed=self.config.seed)
+            centroids = _fit_centroids(patches, self.vocabulary, self.config.seed)
         except ValueError as error:
             raise ConfigError(
                 f"config.method.vocabulary={self.vocabulary} is too large for these images: {error}; choose a smaller one"
@@ -159,6 +163,22 @@ def _token_terms(log_probability: jax.Array, labels: jax.Array) -> Terms:
     correct = (jnp.argmax(log_probability, axis=-1) == labels).astype(jnp.float32)
     count = jnp.full(labels.shape[:1], labels.shape[1], jnp.float32)
     return {"loss": (-jnp.sum(chosen, axis=1), count), "token_accuracy": (jnp.sum(correct, axis=1), count)}
+
+
+def _fit_centroids(patches: np.ndarray, vocabulary: int, seed: int) -> jax.Array:
+    """The k-means at the start of a run: float32 [n, d] to [vocabulary, d]; ValueError where too few patches differ."""
+    check_distinct(patches, vocabulary)
+    options = KMeansOptions(
+        vocabulary,
+        KMEANS_ITERATIONS,
+        restarts=1,
+        start="plus_plus",
+        max_points_per_centroid=len(patches),
+        sample=max(KMEANS_SAMPLE, vocabulary),
+        seed=seed,
+    )
+    with Progress("k-means", KMEANS_ITERATIONS + 1, "passes") as progress:
+        return jnp.asarray(fit_kmeans(patches, options, report=lambda _: progress.update()).centroids)
 
 
 def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from etils.epath import Path
 
 from mim_jax.data import Dataset, InputSpec, evaluation_batches
 from mim_jax.storage import write_text
-from mim_jax.tokenizers.usage import usage_and_perplexity
+from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.training.watching.report import data_uri
 
 matplotlib.use("Agg")

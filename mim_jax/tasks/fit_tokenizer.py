@@ -23,8 +23,7 @@ from mim_jax.storage import open_to_append, require_local
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.tokenizers.features import FeatureFiles
-from mim_jax.tokenizers.kmeans_options import KMeansOptions
-from mim_jax.tokenizers.streaming import Fitted, Progress, fit_streaming
+from mim_jax.tokenizers.kmeans import KMeansOptions, KMeansProgress, KMeansResult, fit_kmeans
 from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
 from mim_jax.training.run_directory import RunDirectory
@@ -144,7 +143,7 @@ class _Stopped(Exception):
 
 def _fit(
     config: Config, options: TokenizerOptions, files: FeatureFiles, workdir: Path, shutdown: Shutdown
-) -> Fitted | None:
+) -> KMeansResult | None:
     """The k-means over the features; None = asked to stop."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all features are written")
@@ -159,7 +158,7 @@ def _fit(
     )
     passes = 0
 
-    def report(progress: Progress) -> None:
+    def report(progress: KMeansProgress) -> None:
         nonlocal passes
         passes += 1
         say(
@@ -174,7 +173,7 @@ def _fit(
             raise _Stopped
 
     try:
-        return fit_streaming(files, chosen, directory=workdir / "kmeans", report=report)
+        return fit_kmeans(files, chosen, directory=workdir / "kmeans", report=report)
     except _Stopped:
         return None
     except ValueError as error:
@@ -195,7 +194,7 @@ def _report(workdir: Path, source: Dataset, spec: InputSpec, teacher: Teacher, p
     counts = np.bincount(ids.ravel(), minlength=len(params["centroids"]))
     examples = most_used(few, spec, teacher.grid, counts, ids)
     facts = {
-        "teacher": str(teacher.facts["kind"]),
+        "teacher": str(teacher.config["kind"]),
         "counted on": f"{len(ids)} of {len(source)} images of {source.name}, spread over all",
     }
     write_codes_report(workdir / REPORT, f"Codes of {source.name}", facts, counts, examples)

@@ -33,8 +33,8 @@ from mim_jax.progress import Progress
 from mim_jax.storage import Lock, StorageError
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
+from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
-from mim_jax.tokenizers.usage import usage_and_perplexity
 from mim_jax.training import distributed
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split

@@ -1,4 +1,5 @@
-"""Nearest centroids of many points without ever holding all distances (docs/papers/mapet.md 8.1: exact, squared Euclidean)."""
+"""Nearest centroids of many points without ever holding all distances (docs/papers/mapet.md 8.1: exact, squared Euclidean),
+and how evenly they are used."""
 
 from typing import Any
 
@@ -11,7 +12,7 @@ TILE = 512
 """Centroids compared at once; a power of two."""
 ROWS = 8192
 """Points compared at once. Scores, best scores and best tiles of ROWS points take 3 x ROWS x TILE x 4 = 48 MiB, for any k."""
-SMALLEST = 64
+MIN_ROWS = 64
 """Fewer points are padded to so many: small products are summed in another order, and ids must not depend on the split."""
 LANES = 8
 
@@ -76,7 +77,22 @@ def assign(points: npt.ArrayLike, centroids: npt.ArrayLike, *, rows: int = ROWS)
     for start in range(0, len(points), rows):
         part = points[start : start + rows]
         # Few sizes, so that few programs are compiled.
-        padded = np.zeros((max(SMALLEST, 1 << (len(part) - 1).bit_length()), points.shape[1]), np.float32)
+        padded = np.zeros((max(MIN_ROWS, 1 << (len(part) - 1).bit_length()), points.shape[1]), np.float32)
         padded[: len(part)] = part
         ids[start : start + rows] = np.asarray(_nearest(padded, codes))[: len(part)]
     return ids
+
+
+def usage_and_perplexity(counts: npt.ArrayLike) -> tuple[float, float]:
+    """The share of codes that occur at all, in [0, 1], and the perplexity exp(entropy), in [1, V].
+
+    counts: integers [V], how often each code occurs.
+
+    Raises:
+        ValueError: if no code occurs at all.
+    """
+    counts = np.asarray(counts, np.float64)
+    if not counts.sum() > 0:
+        raise ValueError("no code was used, so that there is no usage to speak of")
+    shares = counts[counts > 0] / counts.sum()
+    return float(np.mean(counts > 0)), float(np.exp(-np.sum(shares * np.log(shares))))

@@ -28,19 +28,18 @@ from mim_jax.reading import Unreadable, mapping, parse_json
 from mim_jax.storage import local_copy
 from mim_jax.targets.pixels import patchify
 from mim_jax.tokenizers.assignment import nearest_tiled
-from mim_jax.tokenizers.facts import read_facts
-from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher
+from mim_jax.tokenizers.teachers import Size, Teacher, make_teacher, parse_tokenizer_metadata
 
 NAMES = ("pixels", "kclip", "vqkd", "dalle")
-METADATA = "mim_jax_tokenizer"
-"""Key of a file's metadata under which the facts of the teacher lie."""
+METADATA_KEY = "mim_jax_tokenizer"
+"""Key of a safetensors file's metadata: the tokenizer's name and its teacher's config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """ids: (params, images [B, H, W, 3] in [0, 1] of `image_size`) -> int32 [B, L], row-major.
 
-    fingerprint: of weights and facts, 16 hexadecimal digits. resample: filter by which images get their size.
+    fingerprint: of weights and metadata, 16 hexadecimal digits. resample: filter by which images get their size.
     teacher: of a k-means; None for the others. centroids are params["centroids"] then.
     """
 
@@ -66,10 +65,10 @@ def open_tokenizer(name: str, path: str | os.PathLike[str]) -> Tokenizer:
     """
     one_of("config.method.tokenizer", name, NAMES)
     state = read_weights(path)
-    facts = _metadata(path)
+    metadata = _read_metadata(path)
     try:
         return {"pixels": _kmeans, "kclip": _kmeans, "vqkd": _vqkd, "dalle": _dalle}[name](
-            name, path, state, facts
+            name, path, state, metadata
         )
     except WeightsError as error:
         raise WeightsError(f"config.method.weights={path}: {error}") from error
@@ -108,9 +107,9 @@ def save_kmeans(
 ) -> None:
     """Writes a k-means tokenizer with its teacher's weights: one file holds all that ids depend on."""
     flat = {f"teacher/{key}": np.asarray(value) for key, value in flatten_dict(params, sep="/").items()}
-    name = "pixels" if teacher.facts["kind"] == "pixels" else "kclip"
-    facts = json.dumps({"name": name, "teacher": teacher.facts}, sort_keys=True)
-    write_weights(path, {**flat, "centroids": np.asarray(centroids, np.float32)}, {METADATA: facts})
+    name = "pixels" if teacher.config["kind"] == "pixels" else "kclip"
+    metadata = json.dumps({"name": name, "teacher": teacher.config}, sort_keys=True)
+    write_weights(path, {**flat, "centroids": np.asarray(centroids, np.float32)}, {METADATA_KEY: metadata})
 
 
 def kmeans_ids(teacher: Teacher) -> Callable[[Params, jax.Array], jax.Array]:
@@ -125,28 +124,31 @@ def kmeans_ids(teacher: Teacher) -> Callable[[Params, jax.Array], jax.Array]:
 
 
 def _kmeans(
-    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Tokenizer:
-    if not facts or "centroids" not in state:
+    if not metadata or "centroids" not in state:
         raise ConfigError(f"{path} is no tokenizer of ours: make one with --config=configs/tokenizer.py")
     try:
-        facts = read_facts(json.dumps(facts))
+        metadata = parse_tokenizer_metadata(json.dumps(metadata))
     except Unreadable as error:
         raise WeightsError(
             f"what it says of its teacher is damaged ({error}): copy it again, or make it anew"
         ) from error
-    if facts["name"] != name:
+    if metadata["name"] != name:
         raise ConfigError(
-            f"{path} is a {facts['name']} tokenizer, but config.method.tokenizer is {name}: pass"
-            f" --config.method.tokenizer={facts['name']}"
+            f"{path} is a {metadata['name']} tokenizer, but config.method.tokenizer is {name}: pass"
+            f" --config.method.tokenizer={metadata['name']}"
         )
-    teacher = make_teacher(facts["teacher"])
+    teacher = make_teacher(metadata["teacher"])
     tree = unflatten_dict({key: value for key, value in state.items() if key != "centroids"}, sep="/")
-    whole = fit({"teacher": teacher.shapes()}, tree, str(path))
-    params = {"centroids": _centroids(state["centroids"], teacher.width), "teacher": whole.get("teacher", {})}
+    fitted = fit({"teacher": teacher.param_shapes()}, tree, str(path))
+    params = {
+        "centroids": _centroids(state["centroids"], teacher.width),
+        "teacher": fitted.get("teacher", {}),
+    }
     return Tokenizer(
         name,
-        _fingerprint(state, facts),
+        _fingerprint(state, metadata),
         len(state["centroids"]),
         teacher.image_size,
         teacher.grid,
@@ -169,7 +171,7 @@ def _centroids(centroids: np.ndarray, width: int) -> np.ndarray:
 
 
 def _vqkd(
-    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Tokenizer:
     tree = vqkd_from(state)
     encoder, (codes, code_width) = tree["encoder"], tree["codebook"].shape
@@ -191,11 +193,11 @@ def _vqkd(
     def ids(params: Params, images: jax.Array) -> jax.Array:
         return Vqkd(config).apply({"params": params}, patchify(vqkd_pixels(images), patch), method="ids")  # type: ignore[return-value]
 
-    return Tokenizer(name, _fingerprint(state, facts), codes, config.image_size, config.grid, params, ids)
+    return Tokenizer(name, _fingerprint(state, metadata), codes, config.image_size, config.grid, params, ids)
 
 
 def _dalle(
-    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    name: str, path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Tokenizer:
     tree = dalle_from(state)
     vocabulary, hidden = tree["output"]["kernel"].shape[-1], tree["input"]["kernel"].shape[-1]
@@ -210,24 +212,31 @@ def _dalle(
 
     # BEiT shrinks images for DALL-E with Lanczos' filter.
     return Tokenizer(
-        name, _fingerprint(state, facts), vocabulary, config.image_size, config.grid, params, ids, "lanczos"
+        name,
+        _fingerprint(state, metadata),
+        vocabulary,
+        config.image_size,
+        config.grid,
+        params,
+        ids,
+        "lanczos",
     )
 
 
-def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    with local_copy(existing(path)) as here, safe_open(here, framework="np") as opened:
-        content = (opened.metadata() or {}).get(METADATA, "{}")
+def _read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    with local_copy(existing(path)) as here, safe_open(here, framework="np") as file:
+        content = (file.metadata() or {}).get(METADATA_KEY, "{}")
     try:
-        facts: dict[str, Any] = parse_json(content, mapping())
+        metadata: dict[str, Any] = parse_json(content, mapping())
     except Unreadable as error:
         raise WeightsError(
             f"{path} is damaged (its metadata: {error}): copy it again, or make it anew"
         ) from error
-    return facts
+    return metadata
 
 
-def _fingerprint(state: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
+def _fingerprint(state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=8)
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {state[name].shape}".encode())
         digest.update(np.ascontiguousarray(state[name]).data)

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mim_jax.tokenizers.kmeans_options import KMeansOptions
-from mim_jax.tokenizers.streaming import fit_streaming
+from mim_jax.tokenizers.kmeans import KMeansOptions, fit_kmeans
 
 _PROCESS = """
 import sys
@@ -18,14 +17,13 @@ from pathlib import Path
 import jax, numpy as np
 address, host, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(address, 2, host)
-from mim_jax.tokenizers.kmeans_options import KMeansOptions
-from mim_jax.tokenizers.streaming import fit_streaming
+from mim_jax.tokenizers.kmeans import KMeansOptions, fit_kmeans
 
 points = np.load(folder / "points.npy")
 own = [np.arange(100), np.arange(100, 900)][host]
 options = KMeansOptions(24, 3, 1, max_points_per_centroid=20, rows=256)
-shares = fit_streaming(lambda: ((points[i], i) for i in np.array_split(own, 4)), options, directory=folder / "state")
-same = fit_streaming(lambda: np.array_split(points, 5), options)
+shares = fit_kmeans(lambda: ((points[i], i) for i in np.array_split(own, 4)), options, directory=folder / "state")
+same = fit_kmeans(lambda: np.array_split(points, 5), options)
 np.savez(folder / f"{host}.npz", shares=shares.centroids, same=same.centroids)
 jax.distributed.shutdown()
 """
@@ -54,7 +52,7 @@ def test_two_hosts_equal_one(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
-    one = fit_streaming(lambda: [points], KMeansOptions(24, 3, 1, max_points_per_centroid=20, rows=256))
+    one = fit_kmeans(lambda: [points], KMeansOptions(24, 3, 1, max_points_per_centroid=20, rows=256))
     first, second = (np.load(tmp_path / f"{host}.npz") for host in range(2))
     for name in ("shares", "same"):
         np.testing.assert_array_equal(first[name], second[name])

@@ -120,7 +120,7 @@ def test_a_kmeans_file_holds_its_teacher(tmp_path) -> None:
     ids = np.asarray(jax.jit(tokenizer.ids)(tokenizer.params, images))
     np.testing.assert_array_equal(ids, nearest_centroid(features, centroids))
     np.testing.assert_array_equal(ids.ravel()[::3], np.arange(len(centroids)))  # a centroid is its own code
-    assert make_teacher(tokenizer.teacher.facts).facts == teacher.facts
+    assert make_teacher(tokenizer.teacher.config).config == teacher.config
     refuse_misfit(tokenizer, "file", len(centroids), (4, 4))
     with pytest.raises(ConfigError, match=f"vocabulary={len(centroids)}"):
         refuse_misfit(tokenizer, "file", 8192, (4, 4))

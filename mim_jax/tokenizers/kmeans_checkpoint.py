@@ -1,4 +1,4 @@
-"""Where a long k-means stands, on disk after every pass: one .npz, whole or not at all."""
+"""The state of a long k-means, saved after every pass: one .npz file, complete or absent."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable, mapping, parse_json
 from mim_jax.storage import atomic_write, make_directory
 
-NAME = "kmeans.npz"
+FILE_NAME = "kmeans.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class KMeansState:
     """After `iteration` moves of restart number `restart`; best_*: of the restarts that are finished."""
 
     restart: int
@@ -30,11 +30,11 @@ class State:
     best_counts: npt.NDArray[np.int64]  # [k] or [0]
 
 
-_NAMES = sorted(["identity", *(field.name for field in dataclasses.fields(State))])
+_ENTRIES = sorted(["identity", *(field.name for field in dataclasses.fields(KMeansState))])
 
 
-def _fault(state: State) -> str | None:
-    """What keeps it from being a state that `save` wrote; None if nothing does."""
+def _invalid(state: KMeansState) -> str | None:
+    """Why `save` cannot have written this state; None if it can."""
     counts = (state.restart, state.iteration)
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         return f"restart {state.restart}, iteration {state.iteration}"
@@ -51,45 +51,54 @@ def _fault(state: State) -> str | None:
     return None
 
 
-def at_start(clusters: int, width: int) -> State:
+def initial_state(clusters: int, width: int) -> KMeansState:
     """Before the first restart."""
-    none = np.zeros((0, width), np.float32)
-    return State(0, 0, np.inf, none, np.zeros(clusters, np.float32), np.inf, none, np.zeros(0, np.int64))
+    no_centroids = np.zeros((0, width), np.float32)
+    return KMeansState(
+        0,
+        0,
+        np.inf,
+        no_centroids,
+        np.zeros(clusters, np.float32),
+        np.inf,
+        no_centroids,
+        np.zeros(0, np.int64),
+    )
 
 
-def save(directory: Path, state: State, identity: Mapping[str, Any]) -> None:
+def save(directory: Path, state: KMeansState, identity: Mapping[str, Any]) -> None:
     """Writes the state; a kill at any moment leaves the one before or this one."""
     make_directory(directory)
-    with atomic_write(directory / NAME) as file:
+    with atomic_write(directory / FILE_NAME) as file:
         np.savez(file, identity=json.dumps(identity), **dataclasses.asdict(state))
 
 
-def load(directory: Path, identity: Mapping[str, Any]) -> State | None:
-    """The state that lies there; None if none does.
+def restore(directory: Path, identity: Mapping[str, Any]) -> KMeansState | None:
+    """The state saved in a directory; None if there is none.
 
     Raises:
         ValueError: it is damaged, or of a fit with another identity (options, points); says which.
     """
-    path = directory / NAME
+    path = directory / FILE_NAME
     try:
         with Archive(path) as arrays:
-            found = {name: arrays.load(name) for name in arrays.names}
-        if sorted(found) != _NAMES:
-            raise Unreadable(f"it holds {', '.join(sorted(found))}")
-        theirs = parse_json(str(found.pop("identity")), mapping())
-        numbers = {name: found[name].item() for name in ("restart", "iteration", "inertia", "best_inertia")}
-        state = State(**{**found, **numbers})
-        if (fault := _fault(state)) is not None:
-            raise Unreadable(fault)
+            entries = {name: arrays.load(name) for name in arrays.names}
+        if sorted(entries) != _ENTRIES:
+            raise Unreadable(f"it holds {', '.join(sorted(entries))}")
+        saved_identity = parse_json(str(entries.pop("identity")), mapping())
+        numbers = {name: entries[name].item() for name in ("restart", "iteration", "inertia", "best_inertia")}
+        state = KMeansState(**{**entries, **numbers})
+        if (problem := _invalid(state)) is not None:
+            raise Unreadable(problem)
     except (Unreadable, ValueError) as error:
         if isinstance(error, Unreadable) and error.absent:
             return None
         reason = error if isinstance(error, Unreadable) else "a number of it has a shape"
         raise ValueError(f"{path} is damaged ({reason}): delete it to start anew") from error
-    for name in sorted({*identity, *theirs}):
-        if identity.get(name) != theirs.get(name):
+    for name in sorted({*identity, *saved_identity}):
+        if identity.get(name) != saved_identity.get(name):
             raise ValueError(
-                f"{path} is of another k-means: its {name} is {theirs.get(name)}, here it is {identity.get(name)}; delete"
+                f"{path} is of another k-means: its {name} is {saved_identity.get(name)}, here it is {identity.get(name)}; delete"
                 " it or use another directory"
             )
     return state

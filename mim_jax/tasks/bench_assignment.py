@@ -1,6 +1,6 @@
 """How fast points find their nearest centroids, beside a plain matmul of the same size.
 
-    python -m mim_jax.tokenizers.bench_kmeans [--points=2048] [--dim=4096] [--clusters=8192] [--rounds=9]
+    python -m mim_jax.tasks.bench_assignment [--points=2048] [--dim=4096] [--clusters=8192] [--rounds=9]
 
 All take turns on one device, so that what else the machine does hits all alike; medians of the rounds count. The ratio is
 the median over rounds of the faster matmul's time to the own time. GFLOP are those of the matmul, for all; all compute in
@@ -25,7 +25,7 @@ Work = Callable[[], jax.Array]
 
 def main(argv: Sequence[str]) -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser("python -m mim_jax.tokenizers.bench_kmeans")
+    parser = argparse.ArgumentParser("python -m mim_jax.tasks.bench_assignment")
     for name, default in (("points", 2048), ("dim", 4096), ("clusters", 8192), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args(argv)

@@ -1,11 +1,12 @@
 """Tiled assignment against float64 distances; its invariants (docs/papers/mapet.md 14.2, item 13); code usage."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.tokenizers import bench_kmeans
-from mim_jax.tokenizers.assignment import TILE, assign
-from mim_jax.tokenizers.usage import statistics
+from mim_jax.targets.tokens import nearest_centroid
+from mim_jax.tasks import bench_assignment
+from mim_jax.tokenizers.assignment import TILE, assign, usage_and_perplexity
 
 CLUSTERS = 2 * TILE + 276  # three tiles of 440 lanes, and 20 lanes of padding
 
@@ -67,17 +68,35 @@ def test_shapes_that_do_not_fit() -> None:
 
 
 def test_usage_and_perplexity() -> None:
-    assert statistics(np.arange(8).reshape(2, 4), 8) == (1.0, pytest.approx(8.0))
-    assert statistics(np.array([3, 3, 3]), 8) == (0.125, pytest.approx(1.0))
-    usage, perplexity = statistics(np.array([0, 0, 0, 1]), 4)
+    assert usage_and_perplexity([1] * 8) == (1.0, pytest.approx(8.0))
+    assert usage_and_perplexity([0, 0, 0, 3, 0, 0, 0, 0]) == (0.125, pytest.approx(1.0))
+    usage, perplexity = usage_and_perplexity([3, 1, 0, 0])
     assert usage == 0.5
     assert perplexity == pytest.approx(2 ** (0.75 * np.log2(4 / 3) + 0.25 * 2))
     with pytest.raises(ValueError, match="no code was used"):
-        statistics(np.zeros(0, np.int32), 4)
+        usage_and_perplexity(np.zeros(4, int))
+
+
+def test_ids_of_a_method_are_those_of_its_kmeans() -> None:
+    """`nearest_centroid` in a training step, `nearest_tiled` in the k-means."""
+    points, centroids = normal(0, 500, 24), normal(1, 20, 24)
+    ids = np.asarray(nearest_centroid(jnp.asarray(points), jnp.asarray(centroids)))
+    np.testing.assert_array_equal(ids, nearest(points, centroids))
+    np.testing.assert_array_equal(ids, assign(points, centroids))
+    np.testing.assert_array_equal(
+        nearest_centroid(jnp.asarray(centroids), jnp.asarray(centroids)), np.arange(20)
+    )
+    halves = [
+        np.asarray(nearest_centroid(jnp.asarray(p), jnp.asarray(centroids))) for p in np.split(points, 2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(halves), ids)
+    scaled = np.asarray(nearest_centroid(jnp.asarray(7 * points), jnp.asarray(7 * centroids)))
+    np.testing.assert_array_equal(scaled, ids)
+    assert (np.asarray(nearest_centroid(jnp.asarray(7 * points), jnp.asarray(centroids))) != ids).any()
 
 
 def test_the_benchmark_prints_a_row_for_each_work(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_kmeans.main(["--points=64", "--dim=8", "--clusters=16", "--rounds=1"])
+    bench_assignment.main(["--points=64", "--dim=8", "--clusters=16", "--rounds=1"])
     rows = [
         line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")
     ]

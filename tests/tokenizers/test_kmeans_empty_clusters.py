@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from mim_jax.tokenizers.assignment import assign
-from mim_jax.tokenizers.empties import NUDGE, fill_empty
-from mim_jax.tokenizers.kmeans_options import KMeansOptions
-from mim_jax.tokenizers.streaming import Progress, fit_streaming
+from mim_jax.tokenizers.kmeans import NUDGE, KMeansOptions, KMeansProgress, fit_kmeans, split_into_empty
 
 
 def signs(code: int) -> np.ndarray:
@@ -16,7 +14,7 @@ def signs(code: int) -> np.ndarray:
 def test_the_worst_cluster_is_split_and_split_again() -> None:
     centroids = np.arange(20, dtype=np.float32).reshape(5, 4)
     counts, inertia = np.array([8, 0, 50, 0, 2]), np.array([64.0, 0, 0, 0, 0.1])
-    new, shares, splits = fill_empty(centroids, counts, inertia, signs)
+    new, shares, splits = split_into_empty(centroids, counts, inertia, signs)
     assert splits == 2
     np.testing.assert_array_equal(
         new[[2, 4]], centroids[[2, 4]]
@@ -30,13 +28,13 @@ def test_the_worst_cluster_is_split_and_split_again() -> None:
 
 def test_a_centroid_at_zero_moves_and_equal_points_do_not() -> None:
     zero = np.zeros((2, 4), np.float32)
-    new, _, splits = fill_empty(zero, np.array([10, 0]), np.array([5.0, 0.0]), signs)
+    new, _, splits = split_into_empty(zero, np.array([10, 0]), np.array([5.0, 0.0]), signs)
     assert splits == 1 and (new[0] == -new[1]).all() and (new[0] != 0).all()
-    new, _, splits = fill_empty(zero, np.array([10, 0]), np.array([0.0, 0.0]), signs)
+    new, _, splits = split_into_empty(zero, np.array([10, 0]), np.array([0.0, 0.0]), signs)
     assert splits == 0 and not new.any()
     big = np.full((2, 4), 1e6, np.float32)
     assert (
-        fill_empty(big, np.array([10, 0]), np.array([1e-6, 0.0]), signs)[2] == 0
+        split_into_empty(big, np.array([10, 0]), np.array([1e-6, 0.0]), signs)[2] == 0
     )  # float32 cannot tell halves apart
 
 
@@ -49,8 +47,8 @@ def test_no_code_is_dead_even_from_a_bad_start(mode: str, iterations: int) -> No
     points[::2] = 1.0
     start = np.concatenate([points[:1], np.full((63, 6), 1e3, np.float32)])
     options = KMeansOptions(64, iterations, 1, mode=mode, max_points_per_centroid=10_000, rows=1024)
-    passes: list[Progress] = []
-    fitted = fit_streaming(lambda: [points], options, init=start, report=passes.append)
+    passes: list[KMeansProgress] = []
+    fitted = fit_kmeans(points, options, init=start, report=passes.append)
     assert passes[0].splits == 63 and passes[0].usage == 1 / 64
     assert fitted.usage == 1.0 and (fitted.counts > 0).all()
     np.testing.assert_array_equal(np.bincount(assign(points, fitted.centroids), minlength=64), fitted.counts)
@@ -59,6 +57,6 @@ def test_no_code_is_dead_even_from_a_bad_start(mode: str, iterations: int) -> No
 
 def test_fewer_different_points_than_clusters_end_all_the_same() -> None:
     points = np.repeat(np.eye(6, dtype=np.float32), 20, axis=0)
-    fitted = fit_streaming(lambda: [points], KMeansOptions(64, 3, 1, rows=1024))
+    fitted = fit_kmeans(points, KMeansOptions(64, 3, 1, rows=1024))
     assert (fitted.counts > 0).sum() == 6 and fitted.usage == 6 / 64
     assert fitted.inertia < 1e-9
