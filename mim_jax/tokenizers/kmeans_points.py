@@ -179,9 +179,10 @@ class _Seeding(NamedTuple):
 
 
 def plus_plus(points: jax.Array, clusters: int, key: jax.Array) -> jax.Array:
-    """k-means++: each next centroid is a point drawn in proportion to its squared distance to the nearest so far.
+    """Greedy k-means++, as scikit-learn's: float [n, d] to [clusters, d].
 
-    float [n, d] to [clusters, d].
+    Each next centroid is the best of 2 + log(clusters) points, drawn in proportion to their squared distance to the nearest
+    centroid so far: the one that leaves the smallest sum of these distances.
     """
     seeding, key = _first_centroid(points, clusters, key)
     with Progress("k-means++ start", clusters, "centroids") as progress:
@@ -208,12 +209,19 @@ def _next_centroids(
 ) -> _Seeding:
     """Adds the centroids begin to end - 1, each drawn with a key of its own number."""
 
+    clusters = len(seeding.centroids)
+    trials = 2 + int(np.log(clusters))
+    norms = jnp.sum(jnp.square(points), axis=-1)
+
     def add(number: jax.Array, seeding: _Seeding) -> _Seeding:
-        chosen = jax.random.categorical(jax.random.fold_in(key, number), jnp.log(seeding.distances))
-        return _Seeding(
-            seeding.centroids.at[number].set(points[chosen]),
-            jnp.minimum(seeding.distances, squared_distances(points, points[chosen])),
-        )
+        cumulative = jnp.cumsum(seeding.distances)
+        threshold = cumulative[-1] * jax.random.uniform(jax.random.fold_in(key, number), (trials,))
+        chosen = jnp.minimum(jnp.searchsorted(cumulative, threshold, side="right"), len(points) - 1)
+        products = jnp.einsum("td,nd->tn", points[chosen], points, precision=jax.lax.Precision.HIGHEST)
+        distances = jnp.maximum(norms[chosen][:, None] + norms - 2.0 * products, 0.0)
+        distances = jnp.minimum(seeding.distances, distances)
+        best = jnp.argmin(distances.sum(axis=1))
+        return _Seeding(seeding.centroids.at[number].set(points[chosen[best]]), distances[best])
 
     return jax.lax.fori_loop(begin, end, add, seeding)
 
