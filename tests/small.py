@@ -3,7 +3,9 @@
 import runpy
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.config.check import check
@@ -44,6 +46,21 @@ def small_config(file: str = "mapet", overrides: dict[str, Any] | None = None, d
 def small_method(file: str = "mapet", overrides: dict[str, Any] | None = None, devices: int = 1) -> Method:
     """The method of `small_config`."""
     return build_method(small_config(file, overrides, devices))
+
+
+def drawn(module: nn.Module, *args: Any) -> Any:
+    """Random parameters of a module that is called with `args`: kernels by their inputs, scales around 1, the rest around 0."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True)
+        noise = rng.normal(size=leaf.shape)
+        if name.endswith("kernel"):
+            return jnp.asarray(noise * leaf.shape[0] ** -0.5, leaf.dtype)
+        return jnp.asarray(0.1 * noise + name.endswith(("scale", "gamma")), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def images(count: int, size: int = 16, seed: int = 0) -> np.ndarray:

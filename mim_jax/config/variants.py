@@ -11,4 +11,4 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 
 SWINS = ("swinv2_mu", "swinv2_nano", "swinv2_t", "swinv2_s", "swinv2_b", "swinv2_l", "swinv2_h")
-"""Their sizes: models/swin_config.py."""
+"""Their sizes: models/swin.py."""

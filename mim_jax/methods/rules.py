@@ -1,4 +1,7 @@
-"""Rules over parameter names ("encoder/block_03/attn/qkv/kernel"): first match wins, no match is an error."""
+"""Rules over parameter names ("encoder/block_03/attn/qkv/kernel"): first match wins, no match is an error.
+
+The one place where initial values come from: Flax modules declare shapes only (`models.layers.uninitialised`).
+"""
 
 import dataclasses
 import math

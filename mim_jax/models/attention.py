@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mim_jax.models.bands import Band
-from mim_jax.models.layers import dense, wide_dtype
+from mim_jax.models.layers import dense, uninitialised, wide_dtype
 
 Mask = jax.Array | tuple[Band, ...] | None
 """Who may attend to whom: a boolean array, bands of rows (a constant mask), or everybody to everybody."""
@@ -30,7 +30,7 @@ class QKVProjection(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, N, D] to q [B, heads, num_queries, head_dim] of the last tokens, k and v [B, heads, num_keys, head_dim] of the first."""
         shape = (x.shape[-1], 3, self.heads, self.head_dim)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", uninitialised, shape)
         bias, tokens = self._bias(), x.shape[1]
         if num_keys == tokens == num_queries:
             qkv = dense(x, kernel, bias, self.dtype)
@@ -44,11 +44,12 @@ class QKVProjection(nn.Module):
 
     def _bias(self) -> jax.Array | None:
         """[3, heads, head_dim], zero for k under "qv"."""
-        zeros, shape = nn.initializers.zeros, (self.heads, self.head_dim)
+        shape = (self.heads, self.head_dim)
         if self.bias == "qkv":
-            return self.param("bias", zeros, (3, *shape))
+            return self.param("bias", uninitialised, (3, *shape))
         if self.bias == "qv":
-            q_bias, v_bias = self.param("q_bias", zeros, shape), self.param("v_bias", zeros, shape)
+            q_bias = self.param("q_bias", uninitialised, shape)
+            v_bias = self.param("v_bias", uninitialised, shape)
             return jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
         if self.bias != "none":
             raise ValueError(f"the bias of the attention projections is qkv, qv or none, not {self.bias!r}")
@@ -70,8 +71,8 @@ class OutputProjection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, heads, N, head_dim] to [B, N, features]."""
         x = x.transpose(0, 2, 1, 3)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*x.shape[2:], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", uninitialised, (*x.shape[2:], self.features))
+        bias = self.param("bias", uninitialised, (self.features,))
         return dense(x, kernel, bias, self.dtype, axes=2)
 
 

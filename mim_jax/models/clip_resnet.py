@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mim_jax.models.layers import uninitialised
+
 BN_EPS = 1e-5
 EXPANSION = 4
 
@@ -54,10 +56,10 @@ class FrozenBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.param("mean", nn.initializers.zeros, channels)
-        var = self.param("var", nn.initializers.ones, channels)
+        scale = self.param("scale", uninitialised, channels)
+        bias = self.param("bias", uninitialised, channels)
+        mean = self.param("mean", uninitialised, channels)
+        var = self.param("var", uninitialised, channels)
         factor = scale * jax.lax.rsqrt(var + BN_EPS)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return (wide * factor + (bias - mean * factor)).astype(self.dtype or x.dtype)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense, add_parameter
+from mim_jax.models.layers import Dense, add_parameter, uninitialised
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.vit import Trunk, ViT, ViTConfig
 
@@ -44,9 +44,7 @@ class EncoderDecoder(nn.Module):
         self.bridge = Dense(
             self.decoder_config.width, use_bias=self.decoder_config.bridge_bias, dtype=self.config.dtype
         )
-        self.mask_token = self.param(
-            "mask_token", nn.initializers.normal(0.02), (1, 1, self.decoder_config.width)
-        )
+        self.mask_token = self.param("mask_token", uninitialised, (1, 1, self.decoder_config.width))
         self.decoder = Trunk(self.decoder_config.trunk(self.config))
         self.head = Dense(3 * self.config.patch**2, dtype=self.config.dtype)
 

@@ -15,6 +15,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
+def uninitialised(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Stands where a Flax module names an initialiser: modules declare shapes, and the rules of a method (`methods/rules.py`)
+    say how every parameter is drawn, as the papers differ in that. NaN, for `jax.eval_shape(module.init, ...)` only.
+
+    Raises:
+        TypeError: a module is initialised for real.
+    """
+    if not isinstance(key, jax.core.Tracer):
+        raise TypeError(
+            "modules only declare their parameters: draw them by method.init_params, or read them from a file"
+        )
+    return jnp.full(shape, jnp.nan)
+
+
 def wide_dtype(x: jax.Array) -> jnp.dtype:
     """The dtype to accumulate values of `x` in: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
@@ -95,8 +109,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", uninitialised, (x.shape[-1], self.features))
+        bias = self.param("bias", uninitialised, (self.features,)) if self.use_bias else None
         return dense(x, kernel, bias, self.dtype)
 
 
@@ -108,8 +122,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", uninitialised, (x.shape[-1],))
+        bias = self.param("bias", uninitialised, (x.shape[-1],))
         wide = x.astype(wide_dtype(x))
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -148,11 +162,9 @@ class Mlp(nn.Module):
 class LayerScale(nn.Module):
     """One learned factor per channel of a residual branch."""
 
-    initial: float
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
+        gamma = self.param("gamma", uninitialised, (x.shape[-1],))
         return (x.astype(wide_dtype(x)) * gamma).astype(x.dtype)
 
 

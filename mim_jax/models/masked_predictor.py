@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter
+from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter, uninitialised
 from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViT, ViTConfig
 
@@ -31,7 +31,7 @@ class MaskedPredictor(nn.Module):
 
     def setup(self) -> None:
         self.encoder = ViT(self.config)
-        self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.config.width))
+        self.mask_token = self.param("mask_token", uninitialised, (1, 1, self.config.width))
         self.head = Dense(self.outputs, dtype=self.config.dtype)
 
     def two_stream(

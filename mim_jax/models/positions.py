@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.models.layers import uninitialised
+
 
 def _sin_cos(positions: np.ndarray, width: int) -> np.ndarray:
     """[n] to [n, width]: a block of sines, then a block of cosines (MAE's layout)."""
@@ -59,7 +61,7 @@ class RelativePositionBias(nn.Module):
     def __call__(self) -> jax.Array:
         rows, columns = self.grid
         entries = (2 * rows - 1) * (2 * columns - 1) + (3 if self.cls else 0)
-        table = self.param("table", nn.initializers.zeros, (entries, self.heads))
+        table = self.param("table", uninitialised, (entries, self.heads))
         return table[relative_index(self.grid, self.cls)].transpose(2, 0, 1)
 
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense, broadcast_parameter
+from mim_jax.models.layers import Dense, broadcast_parameter, uninitialised
 from mim_jax.models.masked_predictor import take_rows
 from mim_jax.models.swin import Swin, SwinConfig
 
@@ -30,7 +30,7 @@ class SwinPredictor(nn.Module):
                 "Swin's last stage; take sides that are multiples of them"
             )
         self.encoder = Swin(c)
-        self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, c.width))
+        self.mask_token = self.param("mask_token", uninitialised, (1, 1, c.width))
         self.head = Dense(self.outputs or 3 * c.stride**2, dtype=c.dtype)
 
     def masked(

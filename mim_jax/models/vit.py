@@ -21,6 +21,7 @@ from mim_jax.models.layers import (
     add_parameter,
     broadcast_parameter,
     drop_path,
+    uninitialised,
 )
 from mim_jax.models.positions import (
     RelativePositionBias,
@@ -114,7 +115,7 @@ class Block(nn.Module):
         self.attn = Attention(c.width, c.heads, c.qkv_bias, c.attention, c.dtype)
         self.mlp = Mlp(int(c.width * c.mlp_ratio), c.dtype, c.activation)
         if c.layer_scale is not None:
-            self.ls1, self.ls2 = LayerScale(c.layer_scale), LayerScale(c.layer_scale)
+            self.ls1, self.ls2 = LayerScale(), LayerScale()
         if c.relative_bias == "per_block":
             self.relative_position_bias = RelativePositionBias(c.grid, c.heads, c.cls)
 
@@ -182,7 +183,7 @@ class Trunk(nn.Module):
     def setup(self) -> None:
         c = self.config
         if c.positions == "learned":
-            self.pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), (1, c.num_slots, c.width))
+            self.pos_embed = self.param("pos_embed", uninitialised, (1, c.num_slots, c.width))
         if c.relative_bias == "shared":
             self.relative_position_bias = RelativePositionBias(c.grid, c.heads, c.cls)
         block = _block_class(c.remat)
@@ -268,7 +269,7 @@ class ViT(Trunk):
         if c.pre_norm:
             self.norm_pre = LayerNorm(c.norm_eps, c.dtype)
         if c.cls:
-            self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, c.width))
+            self.cls_token = self.param("cls_token", uninitialised, (1, 1, c.width))
 
     def embed(self, patches: jax.Array) -> jax.Array:
         """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense
+from mim_jax.models.layers import Dense, uninitialised
 from mim_jax.models.vit import ViT, ViTConfig
 from mim_jax.targets.tokens import nearest_centroid
 
@@ -37,11 +37,6 @@ def map_pixels(images: jax.Array) -> jax.Array:
     return 2.0 * images - 1.0
 
 
-def _unit_rows(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    rows = jax.random.normal(key, shape)
-    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 class Vqkd(nn.Module):
     """ViT, two linear layers with a tanh between them, and a codebook of unit vectors."""
 
@@ -51,7 +46,7 @@ class Vqkd(nn.Module):
         c = self.config
         self.encoder = ViT(c.encoder)
         self.head_in, self.head_out = Dense(c.encoder.width), Dense(c.code_width)
-        self.codebook = self.param("codebook", _unit_rows, (c.vocabulary, c.code_width))
+        self.codebook = self.param("codebook", uninitialised, (c.vocabulary, c.code_width))
 
     def codes(self, patches: jax.Array) -> jax.Array:
         """Patches [B, L, p p 3] of images as `map_pixels` gives them to unit vectors [B, L, code_width]."""

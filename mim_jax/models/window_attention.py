@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mim_jax.models.attention import OutputProjection, QKVProjection, query_key_products
-from mim_jax.models.layers import Dense, wide_dtype
+from mim_jax.models.layers import Dense, uninitialised, wide_dtype
 from mim_jax.models.positions import RelativePositionBias, relative_index
 from mim_jax.models.windows import SHIFT_MASK, WindowPlan, cut, join, log_offsets, shift_regions
 
@@ -46,9 +46,7 @@ class WindowAttention(nn.Module):
         if self.version == 1:
             self.relative_position_bias = RelativePositionBias(self.plan.window, self.heads, cls=False)
             return
-        self.logit_scale = self.param(
-            "logit_scale", nn.initializers.constant(math.log(10.0)), (self.heads, 1, 1)
-        )
+        self.logit_scale = self.param("logit_scale", uninitialised, (self.heads, 1, 1))
         # The bias stays in float32: its logits go up to 16.
         self.cpb_fc1, self.cpb_fc2 = Dense(CPB_HIDDEN), Dense(self.heads, use_bias=False)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import batch, keys, small_method
+from small import batch, drawn, keys, small_method
 
 from mim_jax.methods import Method
 from mim_jax.methods.rules import name_of
@@ -25,13 +25,13 @@ def test_sums_over_rows_lose_nothing(layer: str, rows: int) -> None:
     """Gradients of what is broadcast over rows equal a float64 sum of the same bfloat16 cotangents."""
     modules = {
         "dense": Dense(8, dtype=jnp.bfloat16),
-        "layer_scale": LayerScale(0.5),
+        "layer_scale": LayerScale(),
         "layer_norm": LayerNorm(),
     }
     module, rng = modules[layer], np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(rows // 197, 197, 8)), jnp.bfloat16)
     cotangent = jnp.asarray(rng.normal(size=x.shape) + 0.5, jnp.bfloat16)
-    params = module.init(jax.random.key(0), x[:1])
+    params = {"params": drawn(module, x[:1])}
     pull = jax.jit(lambda p, x, g: jax.vjp(lambda p: module.apply(p, x), p)[1](g)[0])
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x, cotangent))
@@ -45,7 +45,7 @@ def test_sums_over_rows_lose_nothing(layer: str, rows: int) -> None:
 
 
 def _in_float64(module) -> dict:
-    fields = {"Dense": ("features",), "LayerScale": ("initial",), "LayerNorm": ()}[type(module).__name__]
+    fields = {"Dense": ("features",), "LayerScale": (), "LayerNorm": ()}[type(module).__name__]
     return {name: getattr(module, name) for name in fields}
 
 

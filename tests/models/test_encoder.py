@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import drawn
 
 from mim_jax.interop.swin import from_swin
 from mim_jax.interop.vit import encoder_from
@@ -23,12 +24,9 @@ VIT = ViTConfig((16, 24), 4, 32, 3, 2, relative_bias="per_block", layer_scale=0.
 SWIN = SwinConfig((16, 16), 2, 16, (1, 2), (2, 4), (6, 6))
 
 
-def drawn(config: EncoderConfig) -> Any:
-    """Parameters of an encoder, all random."""
-    patches = jax.ShapeDtypeStruct((1, config.num_patches, 3 * config.patch**2), jnp.float32)
-    shapes = jax.eval_shape(config.module.init, jax.random.key(0), patches)["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+def parameters(config: EncoderConfig) -> Any:
+    """Of an encoder, all random."""
+    return drawn(config.module, jnp.zeros((1, config.num_patches, 3 * config.patch**2)))
 
 
 def pictures(height: int, width: int) -> jax.Array:
@@ -137,9 +135,9 @@ def test_position_biases_keep_the_scale_of_the_windows_they_were_trained_in() ->
     "config", [VIT, SWIN, dataclasses.replace(SWIN, version=1)], ids=["vit", "swin", "swin v1"]
 )
 def test_parameters_are_those_of_the_network_built_for_the_other_size(config: EncoderConfig) -> None:
-    params, larger = drawn(config), config.at_size((24, 32))
+    params, larger = parameters(config), config.at_size((24, 32))
     resized = config.resize(params, larger)
-    assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, drawn(larger))
+    assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, parameters(larger))
     same = config.resize(params, config.at_size(config.image_size))
     jax.tree.map(np.testing.assert_array_equal, same, params)
     with pytest.raises(ValueError, match="images of 24x30 px are not multiples of the patch of 4 px"):
@@ -150,7 +148,7 @@ def test_parameters_are_those_of_the_network_built_for_the_other_size(config: En
 
 @pytest.mark.slow
 def test_feature_maps_of_a_vit() -> None:
-    params, images = drawn(VIT), pictures(16, 24)
+    params, images = parameters(VIT), pictures(16, 24)
     layers, final = jax.jit(VIT.layers)(params, images)
     maps = jax.jit(lambda params, images: VIT.feature_maps(params, images, (2, 0, -1)))(params, images)
     assert [(made.stride, made.features.shape) for made in maps] == [(4, (2, 4, 6, 32))] * 3
@@ -172,7 +170,7 @@ def test_feature_maps_of_a_vit() -> None:
 
 @pytest.mark.slow
 def test_feature_maps_of_a_swin() -> None:
-    params, images = drawn(SWIN), pictures(20, 28)
+    params, images = parameters(SWIN), pictures(20, 28)
     apply = jax.jit(lambda params, images: SWIN.feature_maps(params, images, (0, 1)))
     assert [(made.stride, made.features.shape) for made in apply(params, images)] == [
         (2, (2, 10, 14, 16)),
@@ -183,3 +181,8 @@ def test_feature_maps_of_a_swin() -> None:
     maps = apply(params, small)
     np.testing.assert_allclose(maps[0].features.reshape(2, 64, 16), layers[0], atol=1e-5)
     np.testing.assert_allclose(maps[1].features.reshape(2, 16, 32), layers[2], atol=1e-5)
+
+
+def test_a_module_draws_nothing_by_itself() -> None:
+    with pytest.raises(TypeError, match=r"draw them by method\.init_params"):
+        ViT(VIT).init(jax.random.key(0), jnp.zeros((1, 24, 48)))

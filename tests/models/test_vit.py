@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import drawn
 
 from mim_jax.models.attention import attend
 from mim_jax.models.layers import LayerNorm, drop_path, gelu
@@ -21,9 +22,8 @@ def patches(count: int = 3, config: ViTConfig = SMALL) -> jax.Array:
 
 def run(config: ViTConfig, **kwargs) -> tuple[dict, jax.Array]:
     x = patches(config=config)
-    variables = ViT(config).init(jax.random.key(1), x)
-    noisy = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), variables)
-    return noisy, ViT(config).apply(noisy, x, **kwargs)
+    variables = {"params": drawn(ViT(config), x)}
+    return variables, ViT(config).apply(variables, x, **kwargs)
 
 
 def test_sincos_2d_is_maes_table() -> None:
