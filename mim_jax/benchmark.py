@@ -1,14 +1,9 @@
-"""python -m mim_jax.benchmark: `mim_jax.tasks.benchmark`."""
+"""python -m mim_jax.benchmark, also mim-jax benchmark."""
 
 import sys
 
-from absl import app
-
-from mim_jax.config.check import ConfigError
-from mim_jax.tasks.benchmark import main
+from mim_jax.config.arguments import start
+from mim_jax.tasks.benchmark import run
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except ConfigError as error:
-        sys.exit(f"mim_jax: {error}")
+    sys.exit(start(run, sys.argv[1:]))

@@ -1,8 +1,9 @@
-"""python -m mim_jax.convert_torch: `mim_jax.tasks.convert_torch`."""
+"""python -m mim_jax.convert_torch, also mim-jax convert_torch."""
 
 import sys
 
-from mim_jax.tasks.convert_torch import main
+from mim_jax.config.arguments import start
+from mim_jax.tasks.convert_torch import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start(run, sys.argv[1:]))

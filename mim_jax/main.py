@@ -1,26 +1,20 @@
-"""The front door: python -m mim_jax.main --config=configs/mapet.py[:preset] [--config.key=value ...] [--workdir=DIR]"""
+"""python -m mim_jax.main --config=FILE[:PRESET]: runs the task of a configuration."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import logging
-
 from mim_jax import pretrain
 from mim_jax.analysis import job as analysis
-from mim_jax.config.arguments import Parser
+from mim_jax.config.arguments import Parser, command, start
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
-from mim_jax.data import DataError
 from mim_jax.methods import check_options
-from mim_jax.storage import StorageError
 from mim_jax.tasks import fit_tokenizer, gallery
 from mim_jax.training import distributed
-from mim_jax.training.checkpoints import CheckpointError
 from mim_jax.training.watching.watch import Diverged
 
 TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
@@ -31,14 +25,16 @@ TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool],
 }
 """config.task -> (what checks its options, what runs it: (configuration, directory, whether to overwrite) -> exit code)."""
 
-USAGE = """python -m mim_jax.main --config=configs/FILE.py[:PRESET] [--workdir=DIR] [--overwrite] [--config.KEY=VALUE ...]
+DESCRIPTION = """Runs what a configuration describes: pre-training, fine-tuning, probing, a tokenizer, an analysis, a gallery.
 
-A config file's first lines say what it does and which presets it has; all keys are in mim_jax/config/schema.py.
-The same command goes on where a run was stopped; --overwrite starts it anew. DIR may lie in a bucket, gs://BUCKET/DIR.
-Where a run has diverged, the same command with --replay=DIR/diverged-STEP.json repeats that update and says what it did to every
-parameter; nothing is written."""
+    python -m mim_jax.main --config=configs/mapet.py
+    python -m mim_jax.main --config=configs/mae.py:imagenet --config.optim.lr=1e-3 --workdir=gs://BUCKET/mae
 
-USAGE_ERROR = 2
+The first lines of a configuration file say what it does and which presets it has; all keys are in mim_jax/config/schema.py, and
+--config.KEY=VALUE sets one. The same command resumes a run that was stopped.
+
+Exit codes: 0 done, 2 a mistake of the user's, 3 the run has diverged, 75 asked to stop (the same command resumes)."""
+
 DIVERGED = 3
 
 
@@ -54,34 +50,40 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     Raises:
         ConfigError: one sentence.
     """
-    parser = Parser("python -m mim_jax.main", USAGE)
-    parser.add_argument("--config", metavar="FILE[:PRESET]")
-    parser.add_argument("--workdir", metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--replay", metavar="FILE")
+    parser = Parser("python -m mim_jax.main", DESCRIPTION)
+    parser.add_config()
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="where all output goes, on a disk or in a bucket (gs://BUCKET/DIR); runs/NAME-PRESET if not given",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="starts anew where DIR holds a run; without it the run is resumed",
+    )
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="DIR/diverged-STEP.json of a run that has diverged: repeats that update and prints what it did to every parameter;"
+        " nothing is written",
+    )
     options, values = parser.parse_with_assignments(argv)
-    if not options.config:
-        raise ConfigError("no configuration was given; pass for example --config=configs/mapet.py")
     return check(override(load(options.config), values)), options
 
 
+@command
 def run(argv: Sequence[str]) -> int:
     """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
+    config, options = parse(argv)
+    check_task, run_task = TASKS[config.task]
+    check_task(config)
+    workdir = default_workdir(options.config) if options.workdir is None else options.workdir
+    distributed.join()
     try:
-        if {"--help", "-h", "-help"} & set(argv):
-            print(USAGE)
-            return 0
-        config, options = parse(argv[1:])
-        check_task, run_task = TASKS[config.task]
-        check_task(config)
-        workdir = default_workdir(options.config) if options.workdir is None else options.workdir
-        distributed.join()
         if options.replay is not None:
             return _replay(config, workdir, options)
         return run_task(config, workdir, options.overwrite)
-    except (ConfigError, DataError, CheckpointError, StorageError) as error:
-        print_error(error)
-        return USAGE_ERROR
     except Diverged as error:
         print_error(error)
         return DIVERGED
@@ -96,17 +98,5 @@ def _replay(config: Config, workdir: str, options: argparse.Namespace) -> int:
     return pretrain.replay(config, workdir, options.replay)
 
 
-def main() -> None:
-    """Entry point of python -m mim_jax.main."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    code = run(sys.argv)
-    sys.stdout.flush()
-    # Decoding threads and jax's own are daemons or done; a normal exit runs their clean-up.
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-    main()
+    sys.exit(start(run, sys.argv[1:]))

@@ -1,8 +1,9 @@
-"""python -m mim_jax.tokenize: `mim_jax.tasks.tokenize`."""
+"""python -m mim_jax.tokenize, also mim-jax tokenize."""
 
 import sys
 
+from mim_jax.config.arguments import start
 from mim_jax.tasks.tokenize import run
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(start(run, sys.argv[1:]))

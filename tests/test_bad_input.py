@@ -79,7 +79,7 @@ def test_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     arguments, wanted = (
         [text.replace("{empty}", str(tmp_path / "empty")) for text in part] for part in ALL[name]
     )
-    code = main.run(["main", *arguments, f"--workdir={tmp_path / 'never'}"])
+    code = main.run([*arguments, f"--workdir={tmp_path / 'never'}"])
     check_sentence(code, capsys.readouterr().err, wanted)
     assert not (tmp_path / "never").exists()
 

@@ -241,7 +241,7 @@ def test_what_cannot_lie_in_a_bucket_says_so(objects: Objects, capsys: pytest.Ca
 
         fit_tokenizer.run(check(load("configs/tokenizer.py")), "gs://bucket/t")
     assert compare(["--config=configs/compare.py", "--workdir=gs://bucket/compare"]) == 2
-    assert convert_torch.main(["gs://bucket/in.pt", "out.safetensors"]) == 2
+    assert convert_torch.run(["gs://bucket/in.pt", "out.safetensors"]) == 2
     with pytest.raises(DataError, match="packed in ArrayRecord files"):
         open_dataset("tfds:cifar10", "train", data_dir="gs://bucket/tfds")
     lines = capsys.readouterr().err.splitlines()

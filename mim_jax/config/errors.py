@@ -5,13 +5,15 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 
+from mim_jax.errors import UserError
+
 SHOWN = 120
 """Characters of a value in a sentence."""
 LONGEST_WORD = 400
 """Characters of a word in a sentence, which may be a path of thousands."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run; the message is one sentence for the user."""
 
 

@@ -1,7 +1,9 @@
 """The errors of the data floor: one sentence that says what, where and what to do."""
 
+from mim_jax.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Something a user can put right: a path, a name, a file, a setting."""
 
 

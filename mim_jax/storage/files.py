@@ -20,6 +20,8 @@ from typing import IO, Any
 import fsspec
 from etils import epath
 
+from mim_jax.errors import UserError
+
 BUCKETS = ("gs",)
 """Schemes of buckets that orbax and tensorstore write to as well as we do."""
 
@@ -32,7 +34,7 @@ _SMALL = 65_536
 _PERMISSIONS = 0o666  # less what the umask takes away, as for every other file
 
 
-class StorageError(ValueError):
+class StorageError(UserError):
     """A path that cannot be used, read or written: one sentence for the user."""
 
 

@@ -7,7 +7,6 @@ the median over rounds of the faster matmul's time to the own time. GFLOP are th
 true float32.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -17,20 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.config.arguments import Parser, command, positive
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.assignment import nearest_tiled
 
 Work = Callable[[], jax.Array]
 
 
-def main(argv: Sequence[str]) -> None:
+@command
+def run(argv: Sequence[str]) -> int:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser("python -m mim_jax.tasks.bench_assignment")
+    parser = Parser("python -m mim_jax.tasks.bench_assignment", __doc__)
     for name, default in (("points", 2048), ("dim", 4096), ("clusters", 8192), ("rounds", 9)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args(argv)
-    n, d, k = given.points, given.dim, given.clusters
-    times = alternate(works(n, d, k), given.rounds)
+        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=str(default))
+    options = parser.parse(argv)
+    n, d, k = options.points, options.dim, options.clusters
+    times = alternate(works(n, d, k), options.rounds)
     matmul = [min(pair) for pair in zip(times["matmul x c'"], times["matmul x c"], strict=True)]
     print(f"{jax.devices()[0].device_kind}, n={n} d={d} k={k}, jax {jax.__version__}\n")
     print("| work | ms | GFLOP/s | of the faster matmul |\n|---|---|---|---|")
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
         ratio = statistics.median(a / b for a, b in zip(matmul, own, strict=True))
         middle = statistics.median(own)
         print(f"| {name} | {1e3 * middle:.1f} | {2e-9 * n * d * k / middle:.1f} | {ratio:.3f} |")
+    return 0
 
 
 def works(points: int, width: int, clusters: int) -> dict[str, Work]:
@@ -71,4 +73,4 @@ def alternate(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(sys.argv[1:]))

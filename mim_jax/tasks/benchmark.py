@@ -1,11 +1,11 @@
-"""Step times side by side, as ratios in one run.
+"""Times the steps of several runs side by side, as ratios in one process.
 
-    python -m mim_jax.benchmark --run=FILE[:PRESET][,key=value...] --run=... [--batch_size=8] [--rounds=7]
+    python -m mim_jax.benchmark --run=configs/mae.py:imagenet --run=configs/amt.py:imagenet,model.variant=s
 
 The first run is the baseline. The runs take turns, so that what else the machine does hits all alike; the median of the
 rounds counts. Images are random and already on the device: this times the step, not the input. `corrupt` is the time of
 the corruption alone as a share of the step. A method with phases is timed in its last one, and the passes that it runs
-between steps (AMT's refresh) are timed beside it, an image each; `refresh` is their share of the steps of one interval.
+between steps (AMT's refresh) are timed beside it, per image; `refresh` is their share of the steps of one interval.
 """
 
 import statistics
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
 
+from mim_jax.config.arguments import Parser, command, positive
 from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
@@ -27,10 +27,6 @@ from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
 from mim_jax.training.step import make_train_step
-
-flags.DEFINE_multi_string("run", [], "FILE[:PRESET][,key=value...]; repeat it; the first is the baseline.")
-flags.DEFINE_integer("batch_size", 8, "Images a step, for all runs.")
-flags.DEFINE_integer("rounds", 7, "Timed rounds; each run steps once a round.")
 
 EXAMPLES = 1_281_167
 
@@ -46,14 +42,28 @@ class Timed(NamedTuple):
     interval: int  # epochs between passes; 0 = none
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prints a Markdown table."""
-    specs, batch_size = flags.FLAGS.run, flags.FLAGS.batch_size
-    if not specs:
-        raise app.UsageError("give at least one --run=FILE[:PRESET][,key=value...]")
+@command
+def run(argv: Sequence[str]) -> int:
+    """Prints a Markdown table; the exit code. Mistakes of the user end in one sentence on stderr."""
+    parser = Parser("python -m mim_jax.benchmark", __doc__)
+    parser.add_argument(
+        "--run",
+        action="append",
+        required=True,
+        metavar="FILE[:PRESET][,KEY=VALUE...]",
+        help="a configuration, its preset, and what is changed in it; repeated for every run, the baseline first",
+    )
+    parser.add_argument(
+        "--batch_size", type=positive, default=8, metavar="N", help="images per step, of all runs (8)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=7, metavar="N", help="timed steps of every run (7)"
+    )
+    options = parser.parse(argv)
+    specs, batch_size = options.run, options.batch_size
     runs = [prepare(spec, batch_size) for spec in specs]
     times: list[list[tuple[float, ...]]] = [[] for _ in runs]
-    for round_number in range(flags.FLAGS.rounds + 2):
+    for round_number in range(options.rounds + 2):
         for own, (_, *works) in zip(times, runs, strict=True):
             measured = tuple(seconds(work) for work in works)
             if round_number >= 2:  # the first rounds compile and warm up
@@ -63,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
         step, corrupt, passes = (statistics.median(column) for column in zip(*own, strict=True))
         results.append(Timed(spec, method.flops(), step, corrupt, passes, interval_of(method)))
     print(table(results, batch_size))
+    return 0
 
 
 def interval_of(method: Method) -> int:

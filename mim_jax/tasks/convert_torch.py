@@ -1,11 +1,9 @@
-"""A PyTorch file of weights as safetensors, without running what is in it.
+"""Converts a PyTorch file of weights to safetensors, without running what is in it.
 
-    python -m mim_jax.convert_torch IN OUT.safetensors [--key=model]
+    python -m mim_jax.convert_torch RN50x64.pt RN50x64.safetensors
 
-Names and layout stay torch's; half precision stays float16, bfloat16 becomes float32. --key names the entry of the file
-that holds the weights, where that is none of the usual ones (model, state_dict, module), e.g. teacher. Needs torch 2.6 or
-later: its restricted reader takes tensors and plain values and no other class. A TorchScript archive (OpenAI's CLIP) needs
-no torch.
+Names and layout stay torch's; half precision stays float16, bfloat16 becomes float32. Needs torch 2.6 or later: its restricted
+reader takes tensors and plain values and no other class. A TorchScript archive (OpenAI's CLIP) needs no torch.
 """
 
 import argparse
@@ -14,45 +12,38 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from mim_jax.config.errors import print_error
+from mim_jax.config.arguments import Parser, command
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import existing, plain, write_weights
 from mim_jax.interop.torchscript import is_torchscript, read_torchscript
-from mim_jax.storage import StorageError, parse_path, require_local
+from mim_jax.storage import parse_path, require_local
 
 USUAL_KEYS = ("model", "state_dict", "module")
 TORCH = (2, 6)
 """The oldest torch whose restricted reader is sound (CVE-2025-32434)."""
-FAILURE = 2
 _scalar = np.float64(0).__reduce__()[0]
 """What numpy's pickles make a number with; its own name has moved between versions."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise WeightsError(f"{message} (usage: {self.usage})")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Converts one file; the exit code. Mistakes end in one sentence on stderr."""
-    parser = _Parser(
-        usage="python -m mim_jax.convert_torch IN OUT.safetensors [--key=model]", description=__doc__
+@command
+def run(argv: Sequence[str]) -> int:
+    """Converts one file; the exit code. Mistakes of the user end in one sentence on stderr."""
+    parser = Parser("python -m mim_jax.convert_torch", __doc__)
+    parser.add_argument("source", metavar="IN", help="the PyTorch file")
+    parser.add_argument("target", metavar="OUT.safetensors", help="the file to write, which must not exist")
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="the entry of the file that holds the weights, where it is none of the usual ones (model, state_dict, module),"
+        " for example teacher",
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("target", metavar="OUT.safetensors")
-    parser.add_argument("--key", help="the entry of the file that holds the weights")
-    try:
-        options = parser.parse_args(argv)
-        print(convert(options.source, options.target, options.key))
-    except (WeightsError, StorageError) as error:
-        print_error(error)
-        return FAILURE
+    options = parser.parse(argv)
+    print(convert(options.source, options.target, options.key))
     return 0
 
 

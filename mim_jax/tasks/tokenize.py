@@ -1,11 +1,12 @@
-"""python -m mim_jax.tokenize --config=configs/mapet.py[:PRESET] --config.method.weights=FILE --config.method.tokens=DIR ...
+"""Computes the token ids of every image of a run once, and keeps them as a token cache (docs/papers/mapet.md 8).
 
-Token ids of every image of a run's training split, and in DIR/held_out of its held-out split, computed once (docs/papers/mapet.md 8). The
-configuration is that of the run which is to learn from them: source, splits, views and grid are its own. Every host writes its
-share of the shards; where the command was stopped it goes on, and the files are the same. Beside DIR lies DIR.html: the codes as
-patches of images, and how they are used.
+    python -m mim_jax.tokenize --config=configs/mapet.py --config.method.weights=FILE --config.method.tokens=DIR
 
-Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command goes on).
+The configuration is that of the run which is to learn from the ids: data set, splits, views and grid are its own. DIR gets those of
+the training split, DIR/held_out those of the held-out split, and DIR.html shows the codes as patches of images and how they are
+used. Every host writes its share of the shards. The same command resumes where it was stopped, and the files are the same.
+
+Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command resumes).
 """
 
 import dataclasses
@@ -18,19 +19,18 @@ import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 from mim_jax.cached_tokens import HELD_OUT
-from mim_jax.config.arguments import Parser
+from mim_jax.config.arguments import Parser, command, positive
 from mim_jax.config.check import ConfigError, check
-from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, Dataset, EvenSample, InputSpec, TokenWriter, evaluation_batches
+from mim_jax.data import Dataset, EvenSample, InputSpec, TokenWriter, evaluation_batches
 from mim_jax.data.placement import OwnDevices
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import TokenOptions
 from mim_jax.progress import Progress
-from mim_jax.storage import Lock, StorageError
+from mim_jax.storage import Lock
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.tokenizers.assignment import usage_and_perplexity
@@ -40,7 +40,6 @@ from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
 
-USAGE_ERROR = 2
 BATCH = 256
 ROWS_PER_SHARD = 16_384
 """Images of a shard: what is computed again after a stop."""
@@ -53,18 +52,16 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
         ConfigError: one sentence.
     """
     parser = Parser("python -m mim_jax.tokenize", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
+    parser.add_config()
     parser.add_argument(
-        "--batch_size", default=BATCH, type=int, metavar="N", help="images a host computes at once"
+        "--batch_size", default=BATCH, type=positive, metavar="N", help=f"images per host and call ({BATCH})"
     )
-    given, values = parser.parse_with_assignments(argv)
-    if given.batch_size < 1:
-        raise ConfigError(f"--batch_size={given.batch_size} must be at least 1")
-    config = check(override(load(given.config), values))
+    arguments, values = parser.parse_with_assignments(argv)
+    config = check(override(load(arguments.config), values))
     options = check_options(config)
     if not isinstance(options, TokenOptions):
         raise ConfigError(
-            f"{given.config} predicts no token ids: name the configuration of a method that does"
+            f"{arguments.config} predicts no token ids: name the configuration of a method that does"
         )
     for key in ("weights", "tokens"):
         if not getattr(options, key):
@@ -79,7 +76,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
             "token ids of held-out images are kept for one fixed view of each: pass --config.augment.eval_crop=centre_square,"
             " here and in the run"
         )
-    return config, options, given.batch_size
+    return config, options, arguments.batch_size
 
 
 _MEANING = {
@@ -88,15 +85,12 @@ _MEANING = {
 }
 
 
+@command
 def run(argv: Sequence[str]) -> int:
     """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
-    try:
-        config, options, batch_size = parse(argv)
-        distributed.join()
-        return tokenize(config, options, batch_size)
-    except (ConfigError, DataError, StorageError) as error:
-        print_error(error)
-        return USAGE_ERROR
+    config, options, batch_size = parse(argv)
+    distributed.join()
+    return tokenize(config, options, batch_size)
 
 
 def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> int:

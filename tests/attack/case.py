@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> Act:
     def act() -> object:
         from mim_jax import main as front_door
 
-        return front_door.run(["mim_jax.main", *argv])
+        return front_door.run(argv)
 
     return act
 
@@ -95,7 +95,7 @@ def convert(*argv: object) -> Act:
     def act() -> object:
         from mim_jax.tasks import convert_torch
 
-        return convert_torch.main([str(one) for one in argv])
+        return convert_torch.run([str(one) for one in argv])
 
     return act
 

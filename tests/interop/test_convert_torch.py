@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mim_jax.interop.files import read_weights
-from mim_jax.tasks.convert_torch import main
+from mim_jax.tasks.convert_torch import run
 from tests.conftest import ROOT
 from tests.oracles import oracle
 
@@ -28,14 +28,14 @@ def converted(
     tmp_path: Path, capsys, *options: str, source: str = "in.pt"
 ) -> tuple[dict[str, np.ndarray], str]:
     out = tmp_path / "out.safetensors"
-    assert main([str(tmp_path / source), str(out), *options]) == 0
+    assert run([str(tmp_path / source), str(out), *options]) == 0
     return read_weights(out), capsys.readouterr().out
 
 
 def refused(tmp_path: Path, capsys, *options: str, source: str = "in.pt") -> str:
     """The one sentence on stderr; nothing was written."""
     out = tmp_path / "out.safetensors"
-    assert main([str(tmp_path / source), str(out), *options]) == 2
+    assert run([str(tmp_path / source), str(out), *options]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("mim_jax: ") and said.err.count("\n") == 1 and not said.out
     assert not out.exists()
@@ -211,9 +211,9 @@ def test_damaged_and_empty_files(tmp_path: Path, capsys, torch) -> None:
 def test_nothing_is_overwritten(tmp_path: Path, capsys, torch) -> None:
     torch.save(state(torch), tmp_path / "in.pt")
     converted(tmp_path, capsys)
-    assert main([str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors")]) == 2
+    assert run([str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors")]) == 2
     assert "is there already" in capsys.readouterr().err
-    assert main([str(tmp_path / "out.safetensors"), str(tmp_path / "more.safetensors")]) == 2
+    assert run([str(tmp_path / "out.safetensors"), str(tmp_path / "more.safetensors")]) == 2
     assert "is safetensors already" in capsys.readouterr().err
 
 

@@ -96,7 +96,7 @@ def test_ids_of_a_method_are_those_of_its_kmeans() -> None:
 
 
 def test_the_benchmark_prints_a_row_for_each_work(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_assignment.main(["--points=64", "--dim=8", "--clusters=16", "--rounds=1"])
+    bench_assignment.run(["--points=64", "--dim=8", "--clusters=16", "--rounds=1"])
     rows = [
         line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")
     ]

@@ -19,7 +19,7 @@ def test_held_out_images_are_not_jittered() -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_helps(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run(["main", flag]) == 0
+    assert main.run([flag]) == 0
     assert "--config=" in capsys.readouterr().out
 
 

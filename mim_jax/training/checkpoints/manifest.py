@@ -19,6 +19,7 @@ import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
 from etils.epath import Path
 
+from mim_jax.errors import UserError
 from mim_jax.reading import Unreadable, listed, mapping, number, parse_json, read_bytes, record, text, whole
 from mim_jax.storage import is_bucket, write_json
 
@@ -41,7 +42,7 @@ _BODY = record(
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used: one sentence with what, where and what to do."""
 
 
