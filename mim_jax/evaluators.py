@@ -128,6 +128,7 @@ def make_evaluators(
                 ),
                 num_classes=train_dataset.num_classes,
                 sharding=batch_sharding(mesh),
+                workdir=workdir,
             )
         )
     elif config.eval.knn:

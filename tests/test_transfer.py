@@ -19,6 +19,7 @@ from mim_jax.config.files import load, override
 from mim_jax.data import DataError, open_dataset
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 from mim_jax.training.inherit import inherit, with_encoder_of
+from mim_jax.transfer.per_image import decode_correct, read_correct
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,8 @@ def test_probe_left_its_metrics_and_its_confusion_matrix(probed: Path) -> None:
         assert np.isfinite(last(probed, key))
     top1, images = last(probed, "eval/top1"), 360  # a fifth of scikit-learn's digits
     assert last(probed, "eval/top1_stderr") == pytest.approx((top1 * (1 - top1) / images) ** 0.5)
+    correct = decode_correct(read_correct(probed)["eval/top1"])
+    assert correct.shape == (images,) and float(correct.mean()) == top1
     assert 0.2 < last(probed, "eval/top1") <= last(probed, "eval/top5") <= 1
     page = (probed / "report.html").read_text()
     assert "Confusion matrix" in page and "mean over classes" in page and (probed / "confusion.png").exists()

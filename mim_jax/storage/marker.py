@@ -22,7 +22,7 @@ FORMAT, VERSION = "mim_jax run", 1
 _MAX_NAMES = 3
 
 RUN_FILES = (
-    LOCK_FILE, "config.json", "versions.json", "sessions.json", "metrics.jsonl", "bad_images.json", "wandb.json", "report.html",
+    LOCK_FILE, "config.json", "versions.json", "sessions.json", "metrics.jsonl", "per_image.json", "bad_images.json", "wandb.json", "report.html",
     "first_batch.png", "confusion.png", "gallery.png", "tokenizer.safetensors", "heads.csv", "layers.csv", "cka.csv", "layers.png",
     "cka.png", "rollout.png",
 )  # fmt: skip

@@ -12,7 +12,8 @@ from mim_jax.methods.protocol import Batch, Method
 from mim_jax.training.watching.log import STANDARD_ERROR
 from mim_jax.transfer.confusion import draw_confusion
 from mim_jax.transfer.gathering import everywhere
-from mim_jax.transfer.metrics import eleven_point_map, mean_per_class, standard_error, top_k
+from mim_jax.transfer.metrics import eleven_point_map, mean_per_class, standard_error, top_k, top_k_correct
+from mim_jax.transfer.per_image import write_correct
 
 CONFUSION = "confusion.png"
 
@@ -56,7 +57,9 @@ class Classification:
             return {"eval/map_11_point": eleven_point_map(scores, labels == 1, labels >= 0)}
         if jax.process_index() == 0:
             draw_confusion(self._workdir / CONFUSION, scores, labels, self._names)
-        top1 = top_k(scores, labels, 1)
+        correct = top_k_correct(scores, labels, 1)
+        write_correct(self._workdir, {"eval/top1": correct})
+        top1 = float(np.mean(correct))
         commonest = float(np.bincount(labels).max() / len(labels))
         return {
             "eval/loss": float(optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()),

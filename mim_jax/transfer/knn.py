@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
 from mim_jax.methods.protocol import Batch, Method
@@ -17,6 +18,7 @@ from mim_jax.models.vit import Params
 from mim_jax.training.watching.log import STANDARD_ERROR
 from mim_jax.transfer.gathering import everywhere
 from mim_jax.transfer.metrics import standard_error
+from mim_jax.transfer.per_image import write_correct
 
 QUERIES = 2048
 NEIGHBOURS = 8192
@@ -66,15 +68,15 @@ def votes(
     return jnp.zeros((len(labels), num_classes), weights.dtype).at[rows, labels[:, :k]].add(weights)
 
 
-def knn_top1(
+def knn_correct(
     train: Pairs,
     test: tuple[np.ndarray, np.ndarray],
     *,
     ks: Sequence[int],
     temperature: float,
     num_classes: int,
-) -> list[float]:
-    """Share of test examples classified correctly, for each k.
+) -> np.ndarray:
+    """Whether each test example is classified correctly, bool [ks, n].
 
     Args:
         train: parts of any size, (features [n, D], labels [n]). test: one such pair.
@@ -94,12 +96,12 @@ def knn_top1(
             nearest(jnp.asarray(features[s : s + QUERIES]), own, jnp.asarray(block), jnp.asarray(names))
             for s, own in zip(starts, held, strict=True)
         ]
-    correct = [0] * len(ks)
+    correct = np.zeros((len(ks), len(features)), bool)
     for s, own in zip(starts, held, strict=True):
         for i, k in enumerate(ks):
             scores = votes(*map(jnp.asarray, own), k=k, temperature=temperature, num_classes=num_classes)
-            correct[i] += int((np.asarray(scores).argmax(axis=1) == labels[s : s + QUERIES]).sum())
-    return [number / len(features) for number in correct]
+            correct[i, s : s + QUERIES] = np.asarray(scores).argmax(axis=1) == labels[s : s + QUERIES]
+    return correct
 
 
 def blocks(pairs: Pairs, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -130,7 +132,9 @@ class Knn:
         *,
         num_classes: int,
         sharding: Any,
+        workdir: Path,
     ) -> None:
+        self._workdir = workdir
         self.batches, self.num_classes, self.eval = (train, test), num_classes, method.config.eval
         whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         layer, pool = self.eval.knn_layer, self.eval.knn_pool
@@ -148,18 +152,21 @@ class Knn:
         """Top-1 of the features and its standard error, for every k; with `baselines` also that of the raw pixels (first k)."""
         ks = (self.eval.knn_k,) if isinstance(self.eval.knn_k, int) else self.eval.knn_k
         names = ["eval/knn_top1", *(f"eval/knn{k}_top1" for k in ks[1:])]
-        shares, commonest, images = self._top1(self._features, state.params, ks)
-        result = dict(zip(names, shares, strict=True))
+        correct, commonest = self._classify(self._features, state.params, ks)
+        write_correct(self._workdir, dict(zip(names, correct, strict=True)))
+        result = dict(zip(names, correct.mean(axis=1).tolist(), strict=True))
+        images = correct.shape[1]
         result |= {f"{name}{STANDARD_ERROR}": standard_error(share, images) for name, share in result.items()}
         if baselines:
-            (result["eval/knn_raw_pixels_top1"],), *_ = self._top1(self._pixels, state.params, ks[:1])
+            raw_correct, _ = self._classify(self._pixels, state.params, ks[:1])
+            result["eval/knn_raw_pixels_top1"] = float(raw_correct.mean())
             result["eval/commonest_class_top1"] = commonest
         return result
 
-    def _top1(
+    def _classify(
         self, extract: Callable[[Params, Batch], jax.Array], params: Params, ks: Sequence[int]
-    ) -> tuple[list[float], float, int]:
-        """Top-1 for every k, and that of always naming the commonest class of the neighbours; of how many images."""
+    ) -> tuple[np.ndarray, float]:
+        """Whether each test image is right, bool [ks, N]; top-1 of always naming the commonest class of the neighbours."""
         counts = np.zeros(self.num_classes, np.int64)
         train, test = (_extracted(extract, params, batches()) for batches in self.batches)
 
@@ -169,14 +176,14 @@ class Knn:
                 yield features, labels
 
         features, labels = (np.concatenate(column) for column in zip(*test, strict=True))
-        found = knn_top1(
+        correct = knn_correct(
             counted(),
             (features, labels),
             ks=ks,
             temperature=self.eval.knn_temperature,
             num_classes=self.num_classes,
         )
-        return found, float(np.mean(labels == counts.argmax())), len(labels)
+        return correct, float(np.mean(labels == counts.argmax()))
 
 
 def _extracted(

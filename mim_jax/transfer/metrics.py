@@ -11,13 +11,18 @@ Labels = npt.NDArray[np.integer]
 Relevant = npt.NDArray[np.bool_]
 
 
-def top_k(scores: Scores, labels: Labels, k: int) -> float:
-    """Share of examples whose label is among the k highest scores; scores [n, C], labels [n].
+def top_k_correct(scores: Scores, labels: Labels, k: int) -> npt.NDArray[np.bool_]:
+    """Whether each label is among the k highest scores, [n]; scores [n, C], labels [n].
 
     Not scikit-learn's: that one refuses labels that do not occur. Ties count for the example.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    return float(np.mean(np.sum(scores > own, axis=1) < k))
+    return np.asarray(np.sum(scores > own, axis=1) < k)
+
+
+def top_k(scores: Scores, labels: Labels, k: int) -> float:
+    """Share of examples whose label is among the k highest scores; scores [n, C], labels [n]."""
+    return float(np.mean(top_k_correct(scores, labels, k)))
 
 
 def standard_error(share: float, count: int) -> float:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from mim_jax.compare.records import Records
+from mim_jax.compare.results import ResultStore
 from mim_jax.config.check import ConfigError
 from mim_jax.training.watching import bad_images
 from mim_jax.training.watching.log import read_metrics
 from mim_jax.training.watching.sessions import read_sessions
 from mim_jax.training.watching.wandb_sink import run_id
+from mim_jax.transfer.per_image import read_correct
 
 LINE = '{"step": 1, "train/loss": 2.5}\n'
 
@@ -50,13 +51,16 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str, says: 
 
 def test_sessions_bad_images_and_wandb(tmp_path: Path) -> None:
     place = epath.Path(tmp_path)
-    assert read_sessions(place) == [] and bad_images.remember(place, ()) == {}
+    assert read_sessions(place) == [] and read_correct(place) == {} and bad_images.remember(place, ()) == {}
     (place / "sessions.json").write_text('[{"seconds": -1.0}]')
     with pytest.raises(ConfigError, match=r"sessions\.json is damaged \(0\.seconds is -1\.0, not in 0"):
         read_sessions(place)
     (place / "bad_images.json").write_text('{"a.jpg": 3}')
     with pytest.raises(ConfigError, match=r"bad_images\.json is damaged \(a\.jpg is 3, not a text\)"):
         bad_images.remember(place, ())
+    (place / "per_image.json").write_text('{"eval/top1": "0120"}')
+    with pytest.raises(ConfigError, match=r"per_image\.json is damaged \(it holds other characters"):
+        read_correct(place)
     (place / "wandb.json").write_text('{"id": "../x"}')
     with pytest.raises(ConfigError, match=r"wandb\.json is damaged"):
         run_id(place)
@@ -72,7 +76,7 @@ def test_a_result_of_a_comparison(tmp_path: Path) -> None:
         "values": {"a": 1.0},
     }
     (tmp_path / "a.json").write_text(json.dumps(whole))
-    assert Records(tmp_path).is_done("a")
+    assert ResultStore(tmp_path).is_done("a")
     for change, says in (
         ({"status": "almost"}, "status is 'almost'"),
         ({"values": {"a": "x"}}, "values.a is"),
@@ -80,4 +84,4 @@ def test_a_result_of_a_comparison(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.json").write_text(json.dumps({**whole, **change}))
         with pytest.raises(ConfigError, match=says):
-            Records(tmp_path)
+            ResultStore(tmp_path)
