@@ -23,7 +23,7 @@ tuned for none: where that matters give an arm its own, `--config.arms.mae=confi
 
 import ml_collections
 
-from mim_jax.compare.protocol import default_comparison
+from mim_jax.compare.config import default_comparison
 from mim_jax.config.check import choose_preset
 
 RARELY = 10**9

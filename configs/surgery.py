@@ -16,7 +16,7 @@ one loses. `--config.only=...`, `--config.seeds=...` and any key under `shared` 
 
 import ml_collections
 
-from mim_jax.compare.protocol import default_comparison
+from mim_jax.compare.config import default_comparison
 from mim_jax.config.check import choose_preset
 
 DROPPED = (0, 1, 2, 4, 6, 8)

@@ -11,7 +11,7 @@ Caltech-101 and Flowers are judged by the mean per class, VOC2007 by the 11-poin
 
 import ml_collections
 
-from mim_jax.compare.protocol import default_comparison
+from mim_jax.compare.config import default_comparison
 from mim_jax.config.check import choose_preset
 from mim_jax.config.transfer_sets import TRANSFER_SETS
 

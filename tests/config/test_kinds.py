@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from mim_jax.analysis.options import AnalysisOptions
-from mim_jax.compare.protocol import Protocol
+from mim_jax.compare.config import ComparisonConfig
 from mim_jax.config.check import ConfigError, build, check, default_config, to_dict
 from mim_jax.config.errors import one_line
 from mim_jax.config.files import load, override
@@ -25,7 +25,7 @@ from mim_jax.training.workdir import read_config
 
 TREES = {
     "config": Config,
-    "compare": Protocol,
+    "compare": ComparisonConfig,
     "job analyze": AnalysisOptions,
     "job tokenizer": TokenizerOptions,
     **{f"method {name}": options for name, (options, _) in METHODS.items()},

@@ -1,4 +1,4 @@
-"""What a comparison takes: its data, its arms, mistakes in either; and when a difference counts as noise."""
+"""The configuration of a comparison: its data, its arms, and mistakes in either."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 
 from mim_jax.compare.__main__ import run
-from mim_jax.compare.noise import Summary, decimals, judge
-from mim_jax.compare.protocol import Column, read_protocol
-from mim_jax.compare.stages import cell, pretraining
+from mim_jax.compare.config import check_comparison
+from mim_jax.compare.stages import cell_stages, pretraining
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
@@ -29,15 +28,15 @@ def image_folders(root: Path, parts: tuple[str, ...] = ("train", "test")) -> Non
 def test_data_is_what_the_source_folder_takes(parts: tuple[str, ...], tmp_path: Path) -> None:
     """One rule for splits: where folder:PATH holds out val, or a tenth, a comparison does."""
     image_folders(tmp_path, parts)
-    protocol = read_protocol(override(load("configs/compare.py"), {"data": str(tmp_path)}))
-    assert protocol.shared["data.source"] == f"folder:{tmp_path}"
+    comparison = check_comparison(override(load("configs/compare.py"), {"data": str(tmp_path)}))
+    assert comparison.shared["data.source"] == f"folder:{tmp_path}"
 
 
 def test_data_without_classes_is_refused(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     with pytest.raises(ConfigError, match="have no classes, which probe and finetune need"):
-        read_protocol(override(load("configs/compare.py"), {"data": str(tmp_path)}))
+        check_comparison(override(load("configs/compare.py"), {"data": str(tmp_path)}))
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -81,16 +80,19 @@ def test_shipped_comparisons_can_be_built(preset: str, tmp_path: Path) -> None:
     """Every arm's method takes its settings, and all have the same network and batch."""
     image_folders(tmp_path)
     config = override(load(f"configs/compare.py:{preset}"), {"data": str(tmp_path)})
-    protocol = read_protocol(config)
+    comparison = check_comparison(config)
     arms, start, finetuned = SHIPPED[preset]
-    assert set(protocol.arms) >= arms
+    assert set(comparison.arms) >= arms
     networks = set()
-    for arm in protocol.arms:
-        stages = cell(protocol, arm, 0, pretraining(protocol, arm), tmp_path)
+    for arm in comparison.arms:
+        stages = cell_stages(comparison, arm, 0, pretraining(comparison, arm), tmp_path)
         assert [stage.name for stage in stages] == ["pretrain", "probe", "finetune"][: 2 + finetuned]
-        job = stages[0].job
+        run_spec = stages[0].run
         made = resolve(
-            check(override(load(job.file), job.settings)), num_examples=2000, num_devices=1, platform="cpu"
+            check(override(load(run_spec.file), run_spec.settings)),
+            num_examples=2000,
+            num_devices=1,
+            platform="cpu",
         )
         method = build_method(complete_options(made, 10))
         assert made.data.source == f"folder:{tmp_path}"
@@ -102,51 +104,20 @@ def test_shipped_comparisons_can_be_built(preset: str, tmp_path: Path) -> None:
     assert len(networks) == 1
 
 
-JUDGED: dict[str, tuple[str, dict[str, Summary], str]] = {
-    "lower": (
-        "lower",
-        {"a": Summary(1.0, 0.1, 3), "b": Summary(2.0, 0.1, 3)},
-        "a has the best mean; nothing",
-    ),
-    "touching": (
-        "higher",
-        {"a": Summary(1.0, 0.5, 2), "b": Summary(2.0, 0.5, 2)},
-        "noise of it: a (1.00 apart",
-    ),
-    "few images": (
-        "higher",
-        {"a": Summary(30.0, 0.4, 2, 2.0), "b": Summary(32.0, 0.1, 2, 2.0)},
-        "inside the noise of it: a (2.00 apart, noise 3.33",
-    ),
-    "one seed": ("higher", {"a": Summary(1.0, 0.0, 1), "b": Summary(2.0, 0.5, 2)}, "nothing can be said"),
-}
-
-
-@pytest.mark.parametrize("name", JUDGED)
-def test_noise(name: str) -> None:
-    better, summaries, want = JUDGED[name]
-    assert want in judge(Column("quality", "probe", "eval/top1", better), summaries)
-
-
-@pytest.mark.parametrize(("value", "shown"), [(0.012, 4), (1.5, 2), (99.0, 2), (250.0, 1), (-4000.0, 0)])
-def test_decimals(value: float, shown: int) -> None:
-    assert decimals([value, 0.001]) == shown
-
-
 def test_arms_of_finished_runs() -> None:
     """A study's arms, once for each run: the surgery sweep and the transfer sets, every one a configuration that builds."""
     runs = {"runs": "runs/simmim-cifar10,elsewhere/vit.safetensors"}
-    protocol = read_protocol(override(load("configs/surgery.py"), runs))
-    assert len(protocol.arms) == 14 and "reinit4-simmim-cifar10" in protocol.arms
-    spec = protocol.arms["reinit4-vit.safetensors"]
+    comparison = check_comparison(override(load("configs/surgery.py"), runs))
+    assert len(comparison.arms) == 14 and "reinit4-simmim-cifar10" in comparison.arms
+    spec = comparison.arms["reinit4-vit.safetensors"]
     config = check(load(spec))
     assert (config.init, config.surgery.mode, config.surgery.blocks) == (
         "elsewhere/vit.safetensors",
         "reinit",
         4,
     )
-    assert check(load(protocol.arms["reinit0-simmim-cifar10"])).surgery.mode == "none"
-    transfer = read_protocol(override(load("configs/transfer.py"), runs))
+    assert check(load(comparison.arms["reinit0-simmim-cifar10"])).surgery.mode == "none"
+    transfer = check_comparison(override(load("configs/transfer.py"), runs))
     voc = check(load(transfer.arms["voc2007-simmim-cifar10"]))
     assert (voc.data.source, voc.data.split, voc.method["mixup"]) == (
         "tfds:voc/2007",
@@ -156,4 +127,4 @@ def test_arms_of_finished_runs() -> None:
     assert len(transfer.arms) == 26
     for wrong, says in (({}, "config.runs is empty"), ({"runs": "a/x,b/x"}, "the same last name")):
         with pytest.raises(ConfigError, match=says):
-            read_protocol(override(load("configs/surgery.py"), wrong))
+            check_comparison(override(load("configs/surgery.py"), wrong))

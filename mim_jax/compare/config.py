@@ -1,4 +1,4 @@
-"""What is compared, and how: the configuration of a comparison, checked."""
+"""The configuration of a comparison, and its checks."""
 
 import dataclasses
 import re
@@ -15,14 +15,14 @@ from mim_jax.data import DataError, open_dataset
 PRETRAIN = "pretrain"
 CALIBRATION = "calibration"
 WALL_SECONDS = "wall_seconds"
-"""Key of a stage's time over all its sessions, for columns."""
+"""Metric of a stage's time over all its sessions."""
 
-RUN = "{run}"
-WANTED = (
+RUN_PLACEHOLDER = "{run}"
+DATA_LAYOUT = (
     "a folder of images with a folder for every class, and, where a part is to be held out as it stands, train and test (or"
     " val, valid, validation) above them"
 )
-"""What --config.data takes: the same as the source folder:PATH."""
+"""What --config.data takes: as the dataset folder:PATH."""
 BETTER = ("higher", "lower", "plain")
 
 
@@ -32,18 +32,18 @@ class Column(NamedTuple):
     title: str
     stage: str
     key: str
-    better: str = "plain"  # higher | lower: a quality, arms are judged by it; plain: only shown
+    better: str = "plain"  # higher | lower: arms are ranked by it; plain: a cost or a count, shown as it is
     scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ComparisonConfig:
     """Every key of a comparison's configuration. Sections of settings are nested: shared.schedule.epochs."""
 
-    # PATH of the source folder:PATH of all arms; empty = shared.data.source says.
+    # PATH of the dataset folder:PATH of all arms; empty = shared.data.source.
     data: Text = ""
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)  # name -> FILE[:PRESET][,key=value...]
-    # Finished runs or weights, joined by commas: an arm with {run} in it is there for each of them.
+    # Finished runs or weights, joined by commas: an arm with {run} in its spec becomes one arm per run.
     runs: Text = ""
     only: Text = ""  # names of arms, joined by commas; empty = all
     seeds: Annotated[tuple[Seed, ...], Values(different=True)] = (0,)
@@ -66,21 +66,21 @@ class Protocol:
         return PRETRAIN, *self.evaluate
 
     @property
-    def chosen(self) -> tuple[str, ...]:
-        """Names of the arms that take part."""
+    def arm_names(self) -> tuple[str, ...]:
+        """Arms of this comparison: those of `only`, else all."""
         return tuple(self.only.split(",")) if self.only else tuple(self.arms)
 
     @property
-    def table(self) -> tuple[Column, ...]:
-        """The columns."""
+    def table_columns(self) -> tuple[Column, ...]:
+        """Columns of the table, in order."""
         return tuple(Column(*column) for column in self.columns)
 
 
 def default_comparison() -> ml_collections.ConfigDict:
-    """The tree with its defaults, as what a config file edits; sections take any key, and keep their order."""
+    """A ConfigDict with all defaults for config files to edit; sections take any key and keep their order."""
     config = ml_collections.ConfigDict(sort_keys=False)
     sections = []
-    for field in dataclasses.fields(Protocol):
+    for field in dataclasses.fields(ComparisonConfig):
         if field.default_factory is dict:
             config[field.name] = ml_collections.ConfigDict(sort_keys=False)
             sections.append(field.name)
@@ -103,94 +103,98 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_protocol(config: Mapping[str, Any]) -> Protocol:
+def check_comparison(config: Mapping[str, Any]) -> ComparisonConfig:
     """Checks a comparison's configuration.
 
     Raises:
         ConfigError: one sentence that names the key.
     """
-    protocol = _for_each_run(build(Protocol, config))
-    for name in protocol.arms:
+    comparison = _expand_runs(build(ComparisonConfig, config))
+    for name in comparison.arms:
         if not re.fullmatch(r"[\w+.-]+", name):
             raise ConfigError(
                 f"config.arms: {name!r} names directories, so it must be letters, digits and _ + . -"
             )
-    for name in protocol.evaluate:
+    for name in comparison.evaluate:
         if not re.fullmatch(r"\w+", name) or name in (PRETRAIN, CALIBRATION):
             raise ConfigError(f"config.evaluate: {name!r} cannot be the name of a stage")
-    for name in protocol.evaluate_shared:
-        one_of("a key of config.evaluate_shared", name, protocol.evaluate)
-    for name in protocol.chosen:
-        one_of("a name in config.only", name, protocol.arms)
-    if not protocol.chosen:
+    for name in comparison.evaluate_shared:
+        one_of("a key of config.evaluate_shared", name, comparison.evaluate)
+    for name in comparison.arm_names:
+        one_of("a name in config.only", name, comparison.arms)
+    if not comparison.arm_names:
         raise ConfigError("config.arms is empty: there is nothing to compare")
-    _check_columns(protocol)
-    _check_budget(protocol)
-    return _with_data(protocol)
+    _check_columns(comparison)
+    _check_budget(comparison)
+    return _with_data(comparison)
 
 
-def _for_each_run(protocol: Protocol) -> Protocol:
-    """Arms with {run} in their spec, once for each of `runs`: "NAME" becomes "NAME-RUN"."""
-    if not protocol.runs:
-        if waiting := [name for name, spec in protocol.arms.items() if RUN in str(spec)]:
+def _expand_runs(comparison: ComparisonConfig) -> ComparisonConfig:
+    """Arms with {run} in their spec become one arm per run: "NAME" becomes "NAME-RUN"."""
+    if not comparison.runs:
+        if templates := [name for name, spec in comparison.arms.items() if RUN_PLACEHOLDER in str(spec)]:
             raise ConfigError(
-                f"config.runs is empty, but {', '.join(waiting)} start from a run: pass --config.runs=DIRECTORY_A,DIRECTORY_B"
+                f"config.runs is empty, but {', '.join(templates)} start from a run: pass --config.runs=DIRECTORY_A,DIRECTORY_B"
             )
-        return protocol
-    runs = {Path(run.strip()).name: run.strip() for run in protocol.runs.split(",")}
-    if len(runs) != protocol.runs.count(",") + 1:
+        return comparison
+    runs = {Path(run.strip()).name: run.strip() for run in comparison.runs.split(",")}
+    if len(runs) != comparison.runs.count(",") + 1:
         raise ConfigError(
-            f"config.runs={protocol.runs}: two of them have the same last name; arms are named by it"
+            f"config.runs={comparison.runs}: two of them have the same last name; arms are named by it"
         )
     arms: dict[str, Any] = {}
-    for name, spec in protocol.arms.items():
-        if RUN in str(spec):
-            arms |= {f"{name}-{own}": str(spec).replace(RUN, path) for own, path in runs.items()}
+    for name, spec in comparison.arms.items():
+        if RUN_PLACEHOLDER in str(spec):
+            arms |= {
+                f"{name}-{run_name}": str(spec).replace(RUN_PLACEHOLDER, path)
+                for run_name, path in runs.items()
+            }
         else:
             arms[name] = spec
-    return dataclasses.replace(protocol, arms=arms)
+    return dataclasses.replace(comparison, arms=arms)
 
 
-def _check_columns(protocol: Protocol) -> None:
-    if not protocol.columns:
+def _check_columns(comparison: ComparisonConfig) -> None:
+    if not comparison.columns:
         raise ConfigError("config.columns is empty: say which numbers the table shows")
-    for entry in protocol.columns:
+    for entry in comparison.columns:
         if not isinstance(entry, tuple | list) or not 3 <= len(entry) <= 5:
             raise ConfigError(f"config.columns: {entry!r} must be (title, stage, metric, better, scale)")
         column = Column(*entry)
-        one_of(f"the stage of the column {column.title!r}", column.stage, protocol.stages)
+        one_of(f"the stage of the column {column.title!r}", column.stage, comparison.stages)
         one_of(f"what is better in the column {column.title!r}", column.better, BETTER)
 
 
-def _check_budget(protocol: Protocol) -> None:
-    if protocol.budget == "images" and "schedule.epochs" not in flatten(protocol.shared):
+def _check_budget(comparison: ComparisonConfig) -> None:
+    if comparison.budget == "images" and "schedule.epochs" not in flatten(comparison.shared):
         raise ConfigError("config.budget=images needs config.shared.schedule.epochs: the epochs of every arm")
 
 
-def _with_data(protocol: Protocol) -> Protocol:
-    """`data` as the source that all stages share."""
-    if not protocol.data:
-        if "data.source" in flatten(protocol.shared) or protocol.runs:
-            return protocol
-        raise ConfigError(f"config.data is empty: give --config.data=PATH, {WANTED}")
-    _check_folder(protocol)
-    source = {"data": {"source": f"folder:{protocol.data}"}}
+def _with_data(comparison: ComparisonConfig) -> ComparisonConfig:
+    """`data` as the dataset that all stages share."""
+    if not comparison.data:
+        if "data.source" in flatten(comparison.shared) or comparison.runs:
+            return comparison
+        raise ConfigError(f"config.data is empty: give --config.data=PATH, {DATA_LAYOUT}")
+    _check_folder(comparison)
+    shared_data = {"data": {"source": f"folder:{comparison.data}"}}
     evaluate_shared = {
-        name: flatten(source) | flatten(protocol.evaluate_shared.get(name, {})) for name in protocol.evaluate
+        name: flatten(shared_data) | flatten(comparison.evaluate_shared.get(name, {}))
+        for name in comparison.evaluate
     }
     return dataclasses.replace(
-        protocol, shared=flatten(source) | flatten(protocol.shared), evaluate_shared=evaluate_shared
+        comparison, shared=flatten(shared_data) | flatten(comparison.shared), evaluate_shared=evaluate_shared
     )
 
 
-def _check_folder(protocol: Protocol) -> None:
-    """Opens both splits as every run will: what is one is decided by the source `folder` alone."""
+def _check_folder(comparison: ComparisonConfig) -> None:
+    """Opens both splits as every run will: the dataset `folder` alone decides what is a split."""
     try:
-        train, _ = (open_dataset(f"folder:{protocol.data}", split) for split in ("train", "test"))
+        train, _ = (open_dataset(f"folder:{comparison.data}", split) for split in ("train", "test"))
     except DataError as error:
-        raise ConfigError(f"config.data={protocol.data}: {error} PATH is {WANTED}") from error
-    if protocol.evaluate and not train.num_classes:
+        raise ConfigError(f"config.data={comparison.data}: {error} PATH is {DATA_LAYOUT}") from error
+    if comparison.evaluate and not train.num_classes:
         raise ConfigError(
-            f"config.data={protocol.data}: its images have no classes, which {' and '.join(protocol.evaluate)} need; PATH is"
-            f" {WANTED}"
+            f"config.data={comparison.data}: its images have no classes, which {' and '.join(comparison.evaluate)} need; PATH is"
+            f" {DATA_LAYOUT}"
         )

@@ -1,4 +1,4 @@
-"""Comparisons: what runs, what is kept, what the table says. Nothing is trained: a small script stands in for main."""
+"""Comparisons: what runs, what is stored, what the tables hold. Nothing is trained: a small script stands in for main."""
 
 import csv
 import json
@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from mim_jax.compare import work
+from mim_jax.compare import scheduler
 from mim_jax.compare.__main__ import run
-from mim_jax.compare.protocol import PRETRAIN
+from mim_jax.compare.config import PRETRAIN
+from mim_jax.compare.scheduler import split_cores
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,11 @@ lines = [{{"step": 0, "eval/knn_top1": 0.0}}, {{"step": 1, "perf/images_per_sec"
 lines += [{{"step": step, "perf/images_per_sec": {SPEED}}} for step in (2, 3) if step <= steps]
 lines += [{{"step": steps, **({{"eval/top1": top1, "eval/top1_stderr": 0.02}} if init else {{"eval/knn_top1": top1}})}}]
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+if init:
+    right = {{"z": 60, "b": 60, "c": 20}}.get(name[0], 0)
+    (workdir / "per_image.json").write_text(json.dumps({{"eval/top1": "1" * right + "0" * (100 - right)}}))
+if "damage" in order:
+    (workdir / order["damage"]).write_text('{{"step": 1}}\\n{{"step": \\n{{"step": 3}}\\n')
 (workdir / "config.json").write_text(json.dumps({{"schedule": {{"epochs": steps * 16 / {EXAMPLES}}}}}))
 (workdir / "sessions.json").write_text(json.dumps([{{"seconds": 2.0}}, {{"seconds": 3.0}}]))
 (workdir / "versions.json").write_text(json.dumps({{"jax": "1.2.3", "devices": "1 x stand-in"}}))
@@ -80,7 +86,7 @@ def get_config(preset=None):
 """
 
 COMPARISON = """
-from mim_jax.compare.protocol import default_comparison
+from mim_jax.compare.config import default_comparison
 def get_config(preset=None):
     config = default_comparison()
     config.arms.update(z="{run},optim.lr=0.5", b="{run},optim.lr=0.505", c="{run},optim.lr=0.3")
@@ -142,36 +148,51 @@ class Comparison:
             assert time.time() < deadline, f"{event} never happened"
             time.sleep(0.02)
 
-    def rows(self) -> dict[str, list[str]]:
+    def table(self) -> dict[str, list[str]]:
         """Arm -> its texts in table.md."""
-        lines = [line for line in (self.root / "table.md").read_text().splitlines() if line.startswith("| ")]
-        cells = [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines]
-        return {arm: texts for arm, *texts in cells}
+        return {arm: texts for arm, *texts in self.rows("# Comparison")}
+
+    def rows(self, heading: str) -> list[list[str]]:
+        """The rows of the table below a heading of table.md."""
+        section = (self.root / "table.md").read_text().partition(heading)[2].partition("\n## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("| ")]
+        return [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines]
 
 
 @pytest.fixture
 def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
-    monkeypatch.setattr(work, "PERIOD", 0.01)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.01)
     return Comparison(tmp_path)
 
 
 def test_table(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two seeds of three arms: values, noise, facts, files; a second start runs nothing."""
+    """Two seeds of three arms: values, intervals, provenance, files; a second start runs nothing."""
     assert comparison.run() == 0
-    assert comparison.rows() == {
+    assert comparison.table() == {
         "arm": ["k-NN %", "images/s", "wall s", "probe %", "memory"],
-        "z": ["50.50 ± 0.50", "200 ± 0", "5 ± 0", "70.50 ± 0.50", "–"],
-        "b": ["51.00 ± 0.50", "200 ± 0", "5 ± 0", "70.50 ± 0.50", "–"],
-        "c": ["30.50 ± 0.50", "200 ± 0", "5 ± 0", "70.50 ± 0.50", "–"],
+        "z": [
+            "50.50 ± 6.35",
+            "200",
+            "5",
+            "70.50 ± 6.35",
+            "–",
+        ],  # 0.5 times the 97.5 % quantile of t with 1 degree
+        "b": ["51.00 ± 6.35", "200", "5", "70.50 ± 6.35", "–"],
+        "c": ["30.50 ± 6.35", "200", "5", "70.50 ± 6.35", "–"],
     }
+    differences = comparison.rows("## Differences")
+    assert [[row[0], *row[2:]] for row in differences] == [
+        ["quality", "difference", "interval over seeds", "over test images", "distinct"],
+        ["k-NN %", "-0.50", "-3.54 to +2.54", "–", "no"],  # sqrt(0.5) times that with 2 degrees
+        ["k-NN %", "-20.50", "-23.54 to -17.46", "–", "yes"],
+        ["probe %", "+0.00", "-3.04 to +3.04", "+0.00 to +0.00", "no"],
+        ["probe %", "+0.00", "-3.04 to +3.04", differences[4][4], "no"],
+    ]
+    assert [row[1] for row in differences[1:]] == ["z − b", "c − b", "b − z", "c − z"]
+    low, high = map(float, differences[4][4].split(" to "))
+    assert -52 < low < -45 and -35 < high < -28  # 40 of 100 images: -40 ± 9.6
     text = (comparison.root / "table.md").read_text()
-    assert (
-        "k-NN %: b has the best mean; inside the noise of it: z (0.50 apart, noise 1.00); outside: c." in text
-    )
-    assert (
-        "inside the noise of it: b (0.00 apart, noise 3.83), c (0.00 apart, noise 3.83)" in text
-    )  # sqrt(8) more
-    assert "half the range over the seeds" in text and "–: the run measured no such number" in text
+    assert "95% t interval over seeds" in text and "–: the run logged no such number" in text
     assert "1 x stand-in" in text and "jax 1.2.3" in text and "equal images: 20 epochs" in text
     assert f"python -m mim_jax.compare --config={comparison.folder}" in text
     starts = [event for event in comparison.events() if event.startswith("start ")]
@@ -183,7 +204,12 @@ def test_table(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> No
     ]
     assert float(rows[3]["k-NN %"]) == pytest.approx(51.0) and rows[3]["probe"] == "done"
     page = (comparison.root / "table.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page and "50.50 ± 0.50" in page
+    assert (
+        "data:image/png;base64," in page
+        and "http" not in page
+        and "50.50 ± 6.35" in page
+        and "-23.54 to -17.46" in page
+    )
     result = json.loads((comparison.root / "results/z-1-pretrain.json").read_text())
     assert "--config.method.start=3" in result["command"] and "unknown" not in result["command"]
     assert "--config.data.source=folder:x" in result["command"] and "--config.seed=1" in result["command"]
@@ -193,25 +219,24 @@ def test_table(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> No
     )
     before = comparison.events()
     assert comparison.run("--config.only=z,b") == 0
-    assert comparison.events() == before and list(comparison.rows()) == ["arm", "z", "b"]
+    assert comparison.events() == before and list(comparison.table()) == ["arm", "z", "b"]
     assert "finished z, seed 0, pretrain in 0 s; 11 of 12 stages left" in capsys.readouterr().out
 
 
 def test_one_seed_says_nothing(comparison: Comparison) -> None:
     assert comparison.run("--config.only=z,b", "--config.seeds=(0,)") == 0
-    assert comparison.rows()["z"][0] == "50.00"
-    assert "k-NN %: nothing can be said about differences" in (comparison.root / "table.md").read_text()
+    assert comparison.table()["z"][0] == "50.00"
+    assert comparison.rows("## Differences")[1][2:] == ["-0.50", "–", "–", "–"]
 
 
 def test_failed_cell_is_shown_and_tried_again(comparison: Comparison) -> None:
     comparison.order({"z-1/pretrain": {"exit": 3, "words": "mim_jax: update 5 | diverged"}})
     assert comparison.run("--config.only=z,b") == 1
-    row = comparison.rows()["z"]
+    row = comparison.table()["z"]
     reason = r"failed: exit 3: mim_jax: update 5 \| diverged (seed 1)"
     assert row[0] == f"50.00; {reason}" and row[1] == "200; failed (seed 1)"
     assert row[3] == "70.00; not run (seed 1)"
-    assert comparison.rows()["b"][0] == "51.00 ± 0.50"  # the rest went on
-    assert "Not judged, for want of a second seed" not in (comparison.root / "table.md").read_text()
+    assert comparison.table()["b"][0] == "51.00 ± 6.35"  # the rest went on
     with (comparison.root / "table.csv").open() as file:
         failed = next(row for row in csv.DictReader(file) if (row["arm"], row["seed"]) == ("z", "1"))
     assert failed["pretrain"] == "failed" and failed["probe"] == "not run" and "diverged" in failed["failure"]
@@ -220,10 +245,26 @@ def test_failed_cell_is_shown_and_tried_again(comparison: Comparison) -> None:
     assert "<li>z, seed 1, pretrain: exit 3: mim_jax: update 5 | diverged</li>" in page
     comparison.order({})
     assert comparison.run("--config.only=z,b") == 0
-    assert comparison.rows()["z"][0] == "50.50 ± 0.50"
+    assert comparison.table()["z"][0] == "50.50 ± 6.35"
     assert comparison.starts() == Counter(
         {f"{arm}-{seed}/{stage}": 1 for arm in "zb" for seed in (0, 1) for stage in (PRETRAIN, "probe")}
     ) + Counter({"z-1/pretrain": 1})
+
+
+def test_damaged_run_fails_its_cell_only(comparison: Comparison) -> None:
+    """Files of a run that cannot be read, and a file in the place of a cell's directory."""
+    comparison.order({"z-0/pretrain": {"damage": "metrics.jsonl"}, "b-0/probe": {"damage": "per_image.json"}})
+    assert comparison.run("--config.only=z,b", "--config.seeds=(0,)") == 1
+    table = comparison.table()
+    assert table["z"][0].startswith("failed: ") and "metrics.jsonl is damaged in line 2" in table["z"][0]
+    assert table["b"][0] == "50.50"
+    assert "per_image.json is damaged" in table["b"][3]
+    comparison.order({})
+    (comparison.root / "z-1").write_text("mine")
+    assert comparison.run("--config.only=z,b") == 1
+    table = comparison.table()
+    assert table["z"][0].startswith("50.00; failed: ") and table["b"][0] == "51.00 ± 6.35"
+    assert (comparison.root / "z-1").read_text() == "mine"
 
 
 def test_asked_to_stop_and_started_again(comparison: Comparison) -> None:
@@ -236,12 +277,18 @@ def test_asked_to_stop_and_started_again(comparison: Comparison) -> None:
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 75 and "asked z-0/probe" in comparison.events()
     assert "stopped  z, seed 0, probe" in out
-    assert comparison.rows()["z"] == ["50.00; waiting (seed 1)", "200", "5", "waiting (seed 0)", "– (seed 0)"]
-    assert comparison.rows()["b"] == ["waiting"]  # and four empty ones
+    assert comparison.table()["z"] == [
+        "50.00; waiting (seed 1)",
+        "200",
+        "5",
+        "waiting (seed 0)",
+        "– (seed 0)",
+    ]
+    assert comparison.table()["b"] == ["waiting"]  # and four empty ones
     page = (comparison.root / "table.html").read_text()
-    shown = page.partition("<h1>")[2].partition("<p>Mean")[0]
+    shown = page.partition("<h1>")[2].partition("<p>Qualities")[0]
     assert shown.count("waiting") == 1 + 2 * 2 + 2  # the state; b in both tables, marked; two notes of z
-    assert "1 of 8 stages are done; 7 waiting. The same command goes on." in page
+    assert "1 of 8 stages are done; 7 waiting. The same command resumes." in page
     comparison.order({})
     assert comparison.run("--config.only=z,b") == 0
     assert comparison.starts().pop("z-0/probe") == 2
@@ -261,7 +308,7 @@ def test_killed_and_started_again(comparison: Comparison, capsys: pytest.Capture
     assert comparison.starts().pop("z-0/probe") == 2 and sum(comparison.starts().values()) == 9
     mine = [event for event in comparison.events() if event.endswith("z-0/probe")]
     assert mine == ["start z-0/probe", "end z-0/probe"] * 2
-    assert comparison.rows()["z"][3] == "70.50 ± 0.50"
+    assert comparison.table()["z"][3] == "70.50 ± 6.35"
 
 
 def test_other_settings_are_refused(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +343,7 @@ def test_failed_calibration(comparison: Comparison) -> None:
     own = f"--config.arms.own={comparison.folder / 'run.py'},optim.lr=0.1,schedule.steps=1"
     arguments = ("--config.only=z,own", own, "--config.budget=seconds", "--config.seeds=(0,)")
     assert comparison.run(*arguments) == 1
-    rows = comparison.rows()
+    rows = comparison.table()
     assert rows["z"][0] == "failed: calibration: exit 2: mim_jax: no" and rows["own"][:2] == [
         "10.00",
         "–",
@@ -314,3 +361,19 @@ def test_jobs_and_runs_stopped_by_others(comparison: Comparison) -> None:
     all_cores = os.sched_getaffinity(0)  # ours, as before
     assert own[0] | own[1] == all_cores
     assert not own[0] & own[1] or len(all_cores) == 1  # a machine of one core cannot be divided
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_jobs", "expected"),
+    [
+        (5, 2, [{0, 1}, {2, 3, 4}]),
+        (4, 4, [{0}, {1}, {2}, {3}]),
+        (8, 1, [None]),
+        (2, 3, [None, None, None]),
+    ],
+)
+def test_cores_are_split(
+    cores: int, num_jobs: int, expected: list[set[int] | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert split_cores(num_jobs) == expected
