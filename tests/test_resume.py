@@ -84,33 +84,27 @@ def assert_same_run(workdir: Path, whole: Path) -> None:
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_two_kills(uninterrupted: Path, tmp_path: Path) -> None:
-    for wait_for in (7, 16):
-        process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step") and int(line.split()[1].split("/")[0]) >= wait_for:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+def interrupted(workdir: Path, step: int, number: signal.Signals) -> tuple[int, str]:
+    """Starts the run, sends a signal once it has logged a step; the exit code, and what it printed after that."""
+    process = subprocess.Popen(command(workdir), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
+            process.send_signal(number)
+            break
+    printed = process.stdout.read()
+    return process.wait(), printed
+
+
+def test_a_kill_and_a_stop(uninterrupted: Path, tmp_path: Path) -> None:
+    """kill -9 in one start, SIGTERM in the next: the third arrives where the uninterrupted run did."""
+    assert interrupted(tmp_path, 7, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, printed = interrupted(tmp_path, 16, signal.SIGTERM)
+    assert code == 75 and "asked to stop" in printed
     done = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed from checkpoint" in done.stdout
     assert_same_run(tmp_path, uninterrupted)
-
-
-def test_sigterm_saves_and_asks_to_be_started_again(uninterrupted: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path), env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= 8:
-            process.terminate()
-            break
-    out = process.stdout.read()
-    assert process.wait() == 75 and "asked to stop" in out
-    done = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert history(tmp_path)[-1] == history(uninterrupted)[-1]
     again = subprocess.run(command(tmp_path), env=environment(), capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "finished" in again.stdout  # a finished run says so and shows its result
     changed = subprocess.run(
