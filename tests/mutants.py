@@ -187,7 +187,7 @@ MUTANTS = (
     M("training/epochs.py", "-(-epoch * num_examples // batch_size)", "epoch * num_examples // batch_size"),
     # Methods.
     M("methods/mae.py", "jnp.mean(error, axis=-1), axis=1)", "jnp.sum(error, axis=-1), axis=1)"),
-    M("methods/mae.py", 'take_rows(patches, hidden), "joint"', 'take_rows(patches, hidden), "channel"'),
+    M("methods/mae.py", 'gather_tokens(patches, hidden), "joint"', 'gather_tokens(patches, hidden), "channel"'),
     M("methods/mae.py", '(r"(kernel|cls_token|mask_token)$", True)', '(r"(kernel|cls_token)$", True)'),
     M("methods/simmim.py", "std = 0.02 / (2.0 * (index + 1)) ** 0.5", "std = 0.02 / (2.0 * index + 1) ** 0.5"),
     M("methods/simmim.py", "error = jnp.abs(", "error = jnp.square("),

@@ -167,6 +167,7 @@ def test_the_examples_of_the_documentation_run(finished_run: Path) -> None:
     assert shapes == dict(
         features=(4, 32), half=(32,), hidden=(4, 12), visible=(4, 4), content=(29, 29), query=(12, 29), canvas=(4, 12, 12, 3)
     )  # fmt: skip
+    assert (names["last"].stride, names["last"].features.shape) == (2, (4, 4, 8, 32))
     for name in ("small", "bent", "halved", "blurred", "grey", "jittered", "canvas"):
         assert np.all(np.isfinite(names[name])), name
     assert names["blocks"].sum(1).tolist() == [24] * 4 and names["mask"].sum(1).tolist() == [12] * 4

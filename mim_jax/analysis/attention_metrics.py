@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry
 
 Stack = TypeVar("Stack", jax.Array, npt.NDArray[np.float64])
 

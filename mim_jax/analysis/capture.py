@@ -65,8 +65,8 @@ def encoder_attention(
 
 
 def _tokens_and_layers(module: Any, patches: jax.Array) -> list[jax.Array]:
-    tokens = module.encoder.tokens(patches)
-    return [tokens, *module.encoder.run(tokens)]
+    tokens = module.encoder.input_tokens(patches)
+    return [tokens, *module.encoder.apply_blocks(tokens)]
 
 
 def block_numbers(log_weights: jax.Array, geometry: Any, what: What) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mim_jax.analysis.capture import encoder_attention
 from mim_jax.methods.protocol import Method
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.vit import Params
 
 matplotlib.use("Agg")

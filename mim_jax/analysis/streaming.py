@@ -22,7 +22,7 @@ from mim_jax.analysis.summaries import (
 )
 from mim_jax.config.check import ConfigError
 from mim_jax.methods.protocol import Batch
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.vit import Params
 
 Array = npt.NDArray[np.float64]

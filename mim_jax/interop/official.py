@@ -32,7 +32,7 @@ _MAE: Renames = (
     (r"^(cls_token|pos_embed)$", r"encoder.\1"),
     (r"^(norm|blocks)\.", r"encoder.\1."),
     (r"^decoder_(norm|blocks|pos_embed)", r"decoder.\1"),
-    (r"^decoder_embed\.", "bridge."),
+    (r"^decoder_embed\.", "decoder_embed."),
     (r"^decoder_pred\.", "head."),
 )
 _SIMMIM: Renames = (

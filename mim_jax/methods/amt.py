@@ -179,7 +179,11 @@ class AmtSimmim(Driven, Simmim):
             return super().forward(params, view, keys, train)
         drop_keys = keys if train else None
         indices = (view["visible"], view["hidden"])
-        return {"pixels": self.apply(params, view["patches"], *indices, drop_keys=drop_keys, method="kept")}
+        return {
+            "pixels": self.apply(
+                params, view["patches"], *indices, drop_keys=drop_keys, method="masked_subset"
+            )
+        }
 
     def flops(self) -> float:
         if not self.driven:

@@ -41,7 +41,7 @@ from mim_jax.methods.protocol import (
 )
 from mim_jax.methods.rules import Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
-from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.layers import gather_tokens
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import normalise, normalise_patches, patchify, unpatchify
 
@@ -102,7 +102,7 @@ class BeyondMasking(Method):
             )
         self.num_visible = kept
         self.decoder = DecoderConfig(
-            options.decoder_width, options.decoder_depth, options.decoder_heads, bridge_bias=False
+            options.decoder_width, options.decoder_depth, options.decoder_heads, embed_bias=False
         )
         check_decoder(self.decoder)
         self.loss_weights = {"centre": 0.8, "edge": 0.2} if self.geometry == "zoom_in" else {"loss": 1.0}
@@ -140,7 +140,7 @@ class BeyondMasking(Method):
         return Rules(
             init=(
                 (r"patch_embed/", uniform((3 * self.vit.patch**2) ** -0.5)),
-                (r"^bridge/", uniform(self.vit.width**-0.5)),
+                (r"^decoder_embed/", uniform(self.vit.width**-0.5)),
                 (r"(kernel|cls_token|mask_token|pos_embed)$", truncated_normal(0.02, 1.0)),
                 (r"gamma$", constant(self.vit.layer_scale or 1.0)),
                 (r"scale$", ones),
@@ -239,7 +239,7 @@ class BeyondMasking(Method):
 
     def scored(self, patches: jax.Array, view: View) -> jax.Array:
         """Of patches [B, L, d] in raster order, those that the loss looks at: the hidden ones, or all."""
-        return take_rows(patches, view["hidden"]) if self.masked else patches
+        return gather_tokens(patches, view["hidden"]) if self.masked else patches
 
     # Prediction.
 
@@ -256,7 +256,7 @@ class BeyondMasking(Method):
             }
         pixels = self.apply(params, view["patches"], *indices, drop_keys, method="predict_all")
         if self.masked:
-            pixels = take_rows(pixels, jnp.argsort(jnp.concatenate(indices, axis=1), axis=1))
+            pixels = gather_tokens(pixels, jnp.argsort(jnp.concatenate(indices, axis=1), axis=1))
         return {"pixels": pixels}
 
     def loss(self, outputs: Outputs, view: View) -> Terms:

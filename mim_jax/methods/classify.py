@@ -259,7 +259,7 @@ class Classify(Method):
         head = dense_flops(1, self.width, self.num_classes)
         embed = dense_flops(net.num_patches, 3 * net.patch**2, net.width, first=True)
         encoder = embed + (
-            swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_slots)
+            swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_tokens)
         )
         if self.options.probe:
             return head + (0.0 if self.cached else encoder / 3)

@@ -5,10 +5,9 @@ first layer, whose input needs no gradient. What is left out (norms, softmax, GE
 ViT-S; tests hold the sum to XLA's own count.
 """
 
-from mim_jax.models.bands import last_rows
+from mim_jax.models.attention_masks import TwoStreams, last_queries
 from mim_jax.models.encoder_decoder import DecoderConfig
 from mim_jax.models.swin import SwinConfig
-from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 
 
@@ -65,7 +64,7 @@ def encoder_decoder_flops(
         dense_flops(visible, channels * vit.patch**2, vit.width, first=True)
         + plain_flops(vit, encoded)
         + dense_flops(encoded, vit.width, decoder.width)
-        + plain_flops(decoder.trunk(vit), encoded + hidden, painted)
+        + plain_flops(decoder.transformer(vit), encoded + hidden, painted)
         + dense_flops(painted, decoder.width, 3 * vit.patch**2)
     )
 
@@ -73,6 +72,9 @@ def encoder_decoder_flops(
 def two_stream_flops(vit: ViTConfig, layout: TwoStreams) -> float:
     """All blocks under two-stream attention; the last one updates the query rows only."""
     keys, queries = layout.keys, layout.targets
-    whole, last = sum(b.area for b in layout.bands), sum(b.area for b in last_rows(layout.bands, queries))
+    whole, last = (
+        sum(b.area for b in layout.mask_blocks),
+        sum(b.area for b in last_queries(layout.mask_blocks, queries)),
+    )
     block = block_flops(vit, rows=keys + queries, keys=keys, area=whole)
     return (vit.depth - 1) * block + block_flops(vit, rows=queries, keys=keys, area=last)

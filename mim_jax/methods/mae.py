@@ -25,7 +25,7 @@ from mim_jax.methods.protocol import (
 )
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, xavier_uniform, zeros
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
-from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.layers import gather_tokens
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import normalise_patches
 
@@ -93,7 +93,7 @@ class Mae(Method):
             "visible": visible,
             "hidden": hidden,
             "target": normalise_patches(
-                take_rows(patches, hidden), "joint" if self.options.norm_pix else "none"
+                gather_tokens(patches, hidden), "joint" if self.options.norm_pix else "none"
             ),
         }
 

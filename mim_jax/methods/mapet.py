@@ -28,7 +28,7 @@ from mim_jax.methods.mim import Mim, MimOptions
 from mim_jax.methods.protocol import Artefacts, Batch, Draws, Outputs, Picture, View, fold, uniform_noise
 from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
 from mim_jax.methods.token_picture import token_picture
-from mim_jax.models.two_streams import TwoStreams
+from mim_jax.models.attention_masks import TwoStreams
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
 

@@ -78,7 +78,7 @@ class Mim(TokenMethod):
     def flops(self) -> float:
         return (
             dense_flops(self.vit.num_patches, 3 * self.vit.patch**2, self.vit.width, first=True)
-            + plain_flops(self.vit, self.vit.num_slots)
+            + plain_flops(self.vit, self.vit.num_tokens)
             + dense_flops(self.num_masked, self.vit.width, self.vocabulary)
         )
 

@@ -62,6 +62,10 @@ def map_rules(rules: Sequence[tuple[str, T]], tree: Any) -> Any:
     return jax.tree.map(lambda name: first_match(rules, name), names(tree))
 
 
+KEY_NAMES = (r"^decoder_embed/", "bridge/")
+"""A parameter that was renamed keeps the key of its first name, and so the initial values of earlier runs."""
+
+
 def init_by_rules(shapes: Any, rules: Sequence[tuple[str, Initialiser]], key: jax.Array) -> Any:
     """Draws every parameter by its rule, with a key of its own name: the result does not depend on the others.
 
@@ -71,7 +75,8 @@ def init_by_rules(shapes: Any, rules: Sequence[tuple[str, Initialiser]], key: ja
 
     def draw(path: Any, leaf: Any) -> jax.Array:
         name = name_of(path)
-        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        seed = re.sub(*KEY_NAMES, name)
+        own = jax.random.fold_in(key, zlib.crc32(seed.encode()))
         return first_match(rules, name)(own, leaf.shape, jnp.dtype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

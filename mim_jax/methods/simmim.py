@@ -29,9 +29,9 @@ from mim_jax.methods.protocol import (
 )
 from mim_jax.methods.rules import Initialiser, Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init
-from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.models.layers import gather_tokens
+from mim_jax.models.masked_predictor import MaskedPredictor, SwinPredictor
 from mim_jax.models.swin import SwinConfig
-from mim_jax.models.swin_predictor import SwinPredictor
 from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import normalise_locally, patchify, unpatchify
 
@@ -125,7 +125,7 @@ class Simmim(Method):
             "patches": patchify(images, self.net.patch),
             "visible": visible,
             "hidden": hidden,
-            "target": take_rows(patchify(target, self.side), hidden),
+            "target": gather_tokens(patchify(target, self.side), hidden),
         }
 
     def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
@@ -161,7 +161,7 @@ class Simmim(Method):
     def flops(self) -> float:
         net, values = self.net, 3 * self.side**2
         embed = dense_flops(net.num_patches, 3 * net.patch**2, net.width, first=True)
-        blocks = swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_slots)
+        blocks = swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_tokens)
         return embed + blocks + dense_flops(self.num_masked, net.features, values)
 
     def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:

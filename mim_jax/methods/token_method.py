@@ -14,7 +14,8 @@ from mim_jax.config.schema import Config
 from mim_jax.data import InputSpec
 from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
-from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.models.layers import gather_tokens
+from mim_jax.models.masked_predictor import MaskedPredictor
 from mim_jax.progress import Progress
 from mim_jax.targets.pixels import flip_where, to_unit
 from mim_jax.targets.tokens import nearest_centroid
@@ -200,4 +201,4 @@ def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.nda
 
 def labels_at(labels: jax.Array, targets: jax.Array) -> jax.Array:
     """Labels [B, L] of the target patches [B, P]."""
-    return take_rows(labels[..., None], targets)[..., 0]
+    return gather_tokens(labels[..., None], targets)[..., 0]

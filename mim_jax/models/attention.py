@@ -1,15 +1,15 @@
-"""Multi-head attention over rows of which the first ones are keys and the last ones queries."""
+"""Multi-head attention over tokens of which the first ones are keys and the last ones queries."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mim_jax.models.bands import Band
+from mim_jax.models.attention_masks import MaskBlock, join_mask_blocks
 from mim_jax.models.layers import dense, uninitialised, wide_dtype
 
-Mask = jax.Array | tuple[Band, ...] | None
-"""Who may attend to whom: a boolean array, bands of rows (a constant mask), or everybody to everybody."""
+Mask = jax.Array | tuple[MaskBlock, ...] | None
+"""Who may attend to whom: a boolean array, blocks of queries (a constant mask), or everybody to everybody."""
 
 
 class QKVProjection(nn.Module):
@@ -146,44 +146,35 @@ def _logits(q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array 
     return logits if mask is None else jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
 
 
-def attend_in_bands(
+def attend_by_blocks(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    given: tuple[Band, ...],
+    blocks: tuple[MaskBlock, ...],
     *,
     bias: jax.Array | None,
     implementation: str,
 ) -> jax.Array:
-    """`attend` under a constant mask that was cut into bands; the result is that of the whole mask."""
-    parts = []
-    for band in given:
-        rows, keys = slice(*band.rows), slice(*band.keys)
-        part = attend(
-            q[:, :, rows],
+    """`attend` under a constant mask that was cut into blocks; the result is that of the whole mask."""
+    outputs = []
+    for block in blocks:
+        queries, keys = slice(*block.queries), slice(*block.keys)
+        output = attend(
+            q[:, :, queries],
             k[:, :, keys],
             v[:, :, keys],
-            mask=None if band.mask is None else jnp.asarray(band.mask),
-            bias=None if bias is None else bias[..., rows, keys],
+            mask=None if block.mask is None else jnp.asarray(block.mask),
+            bias=None if bias is None else bias[..., queries, keys],
             implementation=implementation,
         )
-        parts.append(part)
-    return jnp.concatenate(parts, axis=2)
-
-
-def whole_mask(given: tuple[Band, ...], num_keys: int) -> jax.Array:
-    """The mask that was cut into bands, bool [rows, num_keys]."""
-    whole = jnp.zeros((given[-1].rows[1], num_keys), bool)
-    for band in given:
-        part = True if band.mask is None else band.mask
-        whole = whole.at[slice(*band.rows), slice(*band.keys)].set(part)
-    return whole
+        outputs.append(output)
+    return jnp.concatenate(outputs, axis=2)
 
 
 class Attention(nn.Module):
-    """Self-attention of the last `num_queries` rows to the first `num_keys` rows.
+    """Self-attention of the last `num_queries` tokens to the first `num_keys`.
 
-    Where the collection "attention" is mutable it is given `log_weights`: log softmax of the logits (bias added; a masked
+    Where the collection "attention" is mutable it holds `log_weights` after the call: log softmax of the logits (bias added; a masked
     pair has the lowest finite number), float32 at least, [B, 1, heads, queries, keys].
     """
 
@@ -206,37 +197,37 @@ class Attention(nn.Module):
         mask: Mask = None,
         position_bias: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, R, D] to [B, num_queries, D]; both counts default to R. Bias as in `attend`.
+        """[B, N, D] to [B, num_queries, D]; both counts default to N. Bias as in `attend`.
 
-        mask: as in `attend`, or bands of the query rows (a constant mask).
+        mask: as in `attend`, or blocks of the queries (a constant mask).
         """
         q, k, v = self.qkv(x, num_keys or x.shape[1], num_queries or x.shape[1])
         if self.is_mutable_collection("attention") and not self.is_initializing():
-            out = self._attend_and_tell(q, k, v, mask, position_bias)
+            out = self._attend_and_sow(q, k, v, mask, position_bias)
         elif isinstance(mask, tuple):
-            out = attend_in_bands(q, k, v, mask, bias=position_bias, implementation=self.implementation)
+            out = attend_by_blocks(q, k, v, mask, bias=position_bias, implementation=self.implementation)
         else:
             out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
         return self.proj(out)
 
     def row(self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None) -> jax.Array:
-        """The softmax weights of one query to all rows, [B, R, D] to [B, H, R]; the other rows' are never computed.
+        """The softmax weights of one query to all tokens, [B, N, D] to [B, H, N]; the other queries' are never computed.
 
-        query: a row; None = the mean of all rows' queries (and of their biases, [..., H, R, R]).
+        query: a token; None = the mean of all tokens' queries (and of their biases, [..., H, N, N]).
         """
         q, k, _ = self.qkv(x, x.shape[1], x.shape[1])
         q = jnp.mean(q, axis=2, keepdims=True) if query is None else q[:, :, query : query + 1]
         if position_bias is not None:
-            rows = position_bias.mean(axis=-2) if query is None else position_bias[..., query, :]
-            position_bias = rows[..., None, :]
+            query_bias = position_bias.mean(axis=-2) if query is None else position_bias[..., query, :]
+            position_bias = query_bias[..., None, :]
         return attention_weights(q, k, position_bias)[:, :, 0]
 
-    def _attend_and_tell(
+    def _attend_and_sow(
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, bias: jax.Array | None
     ) -> jax.Array:
-        """`attend` that also gives its log weights away: bands as one mask, and no fused implementation."""
+        """`attend` that also sows its log weights: blocks as one mask, and no fused implementation."""
         if isinstance(mask, tuple):
-            mask = whole_mask(mask, k.shape[2])
+            mask = join_mask_blocks(mask, k.shape[2])
         log_weights = jax.nn.log_softmax(_logits(q, k, bias, mask), axis=-1)
         self.sow("attention", "log_weights", log_weights[:, None])
         return jnp.einsum("bhqk,bhkd->bhqd", jnp.exp(log_weights).astype(v.dtype), v)

@@ -15,7 +15,7 @@ BN_MOMENTUM = 0.1
 class Classifier(nn.Module):
     """Mean of the patch tokens, then the final norm; or the norm's CLS token. Then a linear layer. A Swin norms first.
 
-    The papers give a ViT's mean pooling a norm of its own and drop the encoder's; here it is the encoder's, made afresh.
+    The papers give a ViT's mean pooling a norm of its own and drop the encoder's; here it is the encoder's, drawn anew.
     """
 
     config: ViTConfig | SwinConfig
@@ -28,8 +28,8 @@ class Classifier(nn.Module):
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
         """[B, L, p p 3] to logits [B, num_classes]."""
-        rows = self.encoder.run(self.encoder.tokens(patches), drop_keys=drop_keys)[-1]
-        return self.head(self.encoder.pooled(rows, self.pool))
+        tokens = self.encoder.apply_blocks(self.encoder.input_tokens(patches), drop_keys=drop_keys)[-1]
+        return self.head(self.encoder.pooled(tokens, self.pool))
 
 
 class Probe(nn.Module):

@@ -1,4 +1,4 @@
-"""An encoder on the patches that are left, and a light decoder that paints (MAE, Beyond Masking, AMT)."""
+"""An encoder on the patches that are left, and a light decoder that predicts pixels (MAE, Beyond Masking, AMT)."""
 
 import dataclasses
 
@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense, add_parameter, uninitialised
-from mim_jax.models.masked_predictor import take_rows
-from mim_jax.models.vit import Trunk, ViT, ViTConfig
+from mim_jax.models.layers import Dense, add_parameter, gather_tokens, uninitialised
+from mim_jax.models.vit import TransformerEncoder, ViT, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +17,10 @@ class DecoderConfig:
     width: int = 512
     depth: int = 8
     heads: int = 16
-    bridge_bias: bool = True  # of the projection from the encoder's width
+    embed_bias: bool = True  # of the projection from the encoder's width
 
-    def trunk(self, encoder: ViTConfig) -> ViTConfig:
-        """The configuration of its blocks."""
+    def transformer(self, encoder: ViTConfig) -> ViTConfig:
+        """The configuration of its blocks, norm and positions."""
         return dataclasses.replace(
             encoder,
             width=self.width,
@@ -34,22 +33,22 @@ class DecoderConfig:
 
 
 class EncoderDecoder(nn.Module):
-    """MAE's network. The encoder runs on visible patches only; the decoder adds MASK tokens where it must paint."""
+    """MAE's network. The encoder runs on visible patches only; the decoder adds MASK tokens for the hidden ones."""
 
     config: ViTConfig
     decoder_config: DecoderConfig
 
     def setup(self) -> None:
         self.encoder = ViT(self.config)
-        self.bridge = Dense(
-            self.decoder_config.width, use_bias=self.decoder_config.bridge_bias, dtype=self.config.dtype
+        self.decoder_embed = Dense(
+            self.decoder_config.width, use_bias=self.decoder_config.embed_bias, dtype=self.config.dtype
         )
         self.mask_token = self.param("mask_token", uninitialised, (1, 1, self.decoder_config.width))
-        self.decoder = Trunk(self.decoder_config.trunk(self.config))
+        self.decoder = TransformerEncoder(self.decoder_config.transformer(self.config))
         self.head = Dense(3 * self.config.patch**2, dtype=self.config.dtype)
 
     def encode(self, patches: jax.Array, visible: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """The latent slots.
+        """The latent tokens.
 
         Args:
             patches: [B, L, p p C].
@@ -60,29 +59,30 @@ class EncoderDecoder(nn.Module):
         prefix = self.config.prefix
         positions = self.encoder.positions()
         # Pixels are gathered before the projection: thrown and hidden ones cost nothing, and no scatter comes back.
-        embedded = self.encoder.embed(take_rows(patches, visible))
+        embedded = self.encoder.embed(gather_tokens(patches, visible))
         at = jnp.broadcast_to(positions[:, prefix:], (visible.shape[0], *positions[:, prefix:].shape[1:]))
-        rows = add_parameter(embedded, take_rows(at, visible))
-        first = add_parameter(self.encoder.cls_row(rows), positions[:, :prefix])
-        rows = jnp.concatenate([first, rows], axis=1)
-        slots = jnp.pad(visible + prefix, ((0, 0), (prefix, 0)))  # CLS is slot 0
-        return self.encoder.final_norm(self.encoder.run(rows, drop_keys=drop_keys, slots=slots)[-1])
+        tokens = add_parameter(embedded, gather_tokens(at, visible))
+        cls_tokens = add_parameter(self.encoder.cls_tokens(tokens), positions[:, :prefix])
+        tokens = jnp.concatenate([cls_tokens, tokens], axis=1)
+        token_index = jnp.pad(visible + prefix, ((0, 0), (prefix, 0)))  # CLS has index 0
+        outputs = self.encoder.apply_blocks(tokens, drop_keys=drop_keys, token_index=token_index)
+        return self.encoder.final_norm(outputs[-1])
 
-    def paint(self, latent: jax.Array, visible: jax.Array, hidden: jax.Array) -> jax.Array:
-        """The decoder's rows for CLS, the visible and the hidden patches, before its last block's output is used.
+    def decoder_inputs(self, latent: jax.Array, visible: jax.Array, hidden: jax.Array) -> jax.Array:
+        """The decoder's tokens for CLS, the visible and the hidden patches.
 
         Returns:
             [B, prefix + K + M, decoder width], not yet through the blocks.
         """
         prefix = self.config.prefix
-        rows = self.bridge(latent)
+        tokens = self.decoder_embed(latent)
         table = jnp.broadcast_to(
             self.decoder.positions(), (visible.shape[0], *self.decoder.positions().shape[1:])
         )
-        first = add_parameter(rows[:, :prefix], table[:, :prefix])
-        seen = add_parameter(rows[:, prefix:], take_rows(table, visible + prefix))
-        masks = (self.mask_token + take_rows(table, hidden + prefix)).astype(rows.dtype)
-        return jnp.concatenate([first, seen, masks], axis=1)
+        cls_tokens = add_parameter(tokens[:, :prefix], table[:, :prefix])
+        seen = add_parameter(tokens[:, prefix:], gather_tokens(table, visible + prefix))
+        masks = (self.mask_token + gather_tokens(table, hidden + prefix)).astype(tokens.dtype)
+        return jnp.concatenate([cls_tokens, seen, masks], axis=1)
 
     def predict_hidden(
         self,
@@ -91,9 +91,9 @@ class EncoderDecoder(nn.Module):
         hidden: jax.Array,
         drop_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Pixels of the hidden patches only, [B, M, p p 3]: the decoder's last block updates no other row."""
-        rows = self.paint(self.encode(patches, visible, drop_keys), visible, hidden)
-        out = self.decoder.run(rows, num_outputs=hidden.shape[1])[-1]
+        """Pixels of the hidden patches only, [B, M, p p 3]: the decoder's last block updates no other token."""
+        tokens = self.decoder_inputs(self.encode(patches, visible, drop_keys), visible, hidden)
+        out = self.decoder.apply_blocks(tokens, num_outputs=hidden.shape[1])[-1]
         return self.head(self.decoder.final_norm(out))
 
     def predict_all(
@@ -104,8 +104,8 @@ class EncoderDecoder(nn.Module):
         drop_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Pixels of the visible and of the hidden patches, [B, K, p p 3] and then [B, M, p p 3], in one array."""
-        rows = self.paint(self.encode(patches, visible, drop_keys), visible, hidden)
-        out = self.decoder.run(rows, num_outputs=rows.shape[1] - self.config.prefix)[-1]
+        tokens = self.decoder_inputs(self.encode(patches, visible, drop_keys), visible, hidden)
+        out = self.decoder.apply_blocks(tokens, num_outputs=tokens.shape[1] - self.config.prefix)[-1]
         return self.head(self.decoder.final_norm(out))
 
     def __call__(self, patches: jax.Array) -> jax.Array:

@@ -100,6 +100,11 @@ def dense(
     return out.reshape(*leading, *kernel.shape[axes:])
 
 
+def gather_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Tokens (or patches) x [B, N, D] at index int32 [B, n] to [B, n, D]."""
+    return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
 class Dense(nn.Module):
     """A linear layer with kernel [in, out]."""
 

@@ -1,23 +1,19 @@
-"""A full ViT, one MASK vector and one linear layer: as two streams (MaPeT, PIM) or one (MIM, SimMIM).
+"""A full encoder, one MASK vector and one linear layer: a ViT as two streams (MaPeT, PIM) or one (MIM, SimMIM), or a Swin (SimMIM).
 
-Two-stream attention with shared weights (docs/papers/mapet.md 3-5) needs no second encoder: content rows and query rows are
-one sequence for the same blocks, of which the first rows are keys and a boolean mask says who sees whom. Rows stand in
-**rank order**, not raster order: attention does not care, and the masks become constants shared by the whole batch
-(`two_streams.py`).
+Two-stream attention with shared weights (docs/papers/mapet.md 3-5) needs no second encoder: content tokens and queries are one
+sequence for the same blocks, of which the first tokens are keys and a boolean mask says who sees whom. Tokens stand in **rank
+order**, not raster order: attention does not care, and the masks become constants shared by the whole batch
+(`attention_masks.py`).
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter, uninitialised
-from mim_jax.models.two_streams import TwoStreams
+from mim_jax.models.attention_masks import TwoStreams
+from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter, gather_tokens, uninitialised
+from mim_jax.models.swin import Swin, SwinConfig
 from mim_jax.models.vit import ViT, ViTConfig
-
-
-def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x [B, N, D] at index [B, n] to [B, n, D]."""
-    return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
 class MaskedPredictor(nn.Module):
@@ -46,8 +42,8 @@ class MaskedPredictor(nn.Module):
 
         Args:
             patches: [B, L, p p 3], raster order.
-            order: int32 [B, N], CLS = 0 first; the slots after the context are the targets.
-            layout: how the rows stand and who sees whom.
+            order: int32 [B, N], CLS = 0 first; those after the context are the targets.
+            layout: how the tokens stand and who sees whom.
             drop_keys: typed keys [B], None in evaluation; one draw a branch, shared by both streams.
         Returns:
             [B, P, outputs].
@@ -55,22 +51,26 @@ class MaskedPredictor(nn.Module):
         context = layout.context
         order = jnp.concatenate([order[:, context:][:, ::-1], order[:, :context]], axis=1)
         table = jnp.broadcast_to(self.encoder.positions(), (*order.shape, self.config.width))
-        positions = take_rows(table, order)
-        # Pixels are gathered before the projection: no scatter in the backward pass. CLS (slot 0) has none.
+        positions = gather_tokens(table, order)
+        # Pixels are gathered before the projection: no scatter in the backward pass. CLS (index 0) has none.
         place = jnp.concatenate([order[:, : layout.targets], order[:, layout.targets + 1 :]], axis=1)
-        embedded = self.encoder.embed(take_rows(patches, place - 1))
+        embedded = self.encoder.embed(gather_tokens(patches, place - 1))
         at = layout.targets
-        real = jnp.concatenate([embedded[:, :at], self.encoder.cls_row(embedded), embedded[:, at:]], axis=1)
+        real = jnp.concatenate(
+            [embedded[:, :at], self.encoder.cls_tokens(embedded), embedded[:, at:]], axis=1
+        )
         real = add_parameter(real, positions)
         queries = (self.mask_token + positions[:, : layout.targets]).astype(real.dtype)
-        rows = jnp.concatenate([real, queries, queries] if layout.mask_tokens else [real, queries], axis=1)
-        out = self.encoder.run(
-            rows,
-            mask=layout.bands,
+        tokens = jnp.concatenate([real, queries, queries] if layout.mask_tokens else [real, queries], axis=1)
+        out = self.encoder.apply_blocks(
+            tokens,
+            mask=layout.mask_blocks,
             drop_keys=drop_keys,
-            num_keys=rows.shape[1] - layout.targets,
+            num_keys=tokens.shape[1] - layout.targets,
             num_outputs=layout.targets,  # the last content update would be thrown away
-            slots=jnp.concatenate([order, *[order[:, : layout.targets]] * (1 + layout.mask_tokens)], axis=1),
+            token_index=jnp.concatenate(
+                [order, *[order[:, : layout.targets]] * (1 + layout.mask_tokens)], axis=1
+            ),
         )[-1]
         return self.head(self.encoder.final_norm(out[:, ::-1]))
 
@@ -89,15 +89,15 @@ class MaskedPredictor(nn.Module):
         embedded = self.encoder.embed(patches)
         hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
         embedded = jnp.where(mask[..., None], hidden, embedded)
-        rows = jnp.concatenate([self.encoder.cls_row(embedded), embedded], axis=1)
-        rows = add_parameter(rows, self.encoder.positions())
-        out = self.encoder.run(rows, drop_keys=drop_keys)[-1]
-        return self.head(self.encoder.final_norm(take_rows(out, targets + self.config.prefix)))
+        tokens = jnp.concatenate([self.encoder.cls_tokens(embedded), embedded], axis=1)
+        tokens = add_parameter(tokens, self.encoder.positions())
+        out = self.encoder.apply_blocks(tokens, drop_keys=drop_keys)[-1]
+        return self.head(self.encoder.final_norm(gather_tokens(out, targets + self.config.prefix)))
 
-    def kept(
+    def masked_subset(
         self, patches: jax.Array, visible: jax.Array, hidden: jax.Array, *, drop_keys: jax.Array | None = None
     ) -> jax.Array:
-        """`masked` without the patches that are neither visible nor hidden: no row of any block holds them (AMT).
+        """`masked` without the patches that are neither visible nor hidden: no block computes a token of theirs (AMT).
 
         Args:
             patches: [B, L, p p 3].
@@ -109,21 +109,72 @@ class MaskedPredictor(nn.Module):
         order = jnp.concatenate([visible, hidden], axis=1) + prefix
         positions = self.encoder.positions()
         table = jnp.broadcast_to(positions, (len(patches), *positions.shape[1:]))
-        seen = self.encoder.embed(take_rows(patches, visible))
+        seen = self.encoder.embed(gather_tokens(patches, visible))
         masks = broadcast_parameter(self.mask_token, (*hidden.shape, self.config.width), seen.dtype)
-        rows = add_parameter(jnp.concatenate([seen, masks], axis=1), take_rows(table, order))
-        first = add_parameter(self.encoder.cls_row(rows), positions[:, :prefix])
-        slots = jnp.concatenate([jnp.zeros((len(patches), prefix), order.dtype), order], axis=1)
-        out = self.encoder.run(
-            jnp.concatenate([first, rows], axis=1),
+        tokens = add_parameter(jnp.concatenate([seen, masks], axis=1), gather_tokens(table, order))
+        cls_tokens = add_parameter(self.encoder.cls_tokens(tokens), positions[:, :prefix])
+        token_index = jnp.concatenate([jnp.zeros((len(patches), prefix), order.dtype), order], axis=1)
+        out = self.encoder.apply_blocks(
+            jnp.concatenate([cls_tokens, tokens], axis=1),
             drop_keys=drop_keys,
             num_outputs=hidden.shape[1],
-            slots=slots,
+            token_index=token_index,
         )[-1]
         return self.head(self.encoder.final_norm(out))
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Visits every parameter (for initialisation): nothing hidden, every patch scored."""
-        nothing = jnp.zeros(patches.shape[:2], bool)
-        everything = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-        return self.masked(patches, nothing, everything)
+        no_mask = jnp.zeros(patches.shape[:2], bool)
+        all_indices = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
+        return self.masked(patches, no_mask, all_indices)
+
+
+class SwinPredictor(nn.Module):
+    """Predicts what hidden cells of the last stage stand for; parameters are named as `MaskedPredictor`'s.
+
+    outputs: values per cell; None = its pixels, stride * stride * 3 in (row, column, channel) order, so that predictions
+    are patches of `patchify(images, stride)`. The official order is (channel, row, column); `interop.swin` converts.
+
+    Raises:
+        ValueError: at the first use, if the last stage's cells do not tile the image.
+    """
+
+    config: SwinConfig
+    outputs: int | None = None
+
+    def setup(self) -> None:
+        c = self.config
+        if (c.cells[0] * c.stride, c.cells[1] * c.stride) != tuple(c.image_size):
+            raise ValueError(
+                f"images of {c.image_size[0]}x{c.image_size[1]} px are not tiled by the {c.stride} px cells of this "
+                "Swin's last stage; take sides that are multiples of them"
+            )
+        self.encoder = Swin(c)
+        self.mask_token = self.param("mask_token", uninitialised, (1, 1, c.width))
+        self.head = Dense(self.outputs or 3 * c.stride**2, dtype=c.dtype)
+
+    def masked(
+        self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """What is predicted for cells of the last stage while MASK stands for the hidden patches.
+
+        Args:
+            patches: [B, L, p p 3].
+            mask: bool [B, L], True = hidden; MASK replaces these after the patch norm.
+            targets: int32 [B, M], indices of cells of the last stage, raster order.
+            drop_keys: typed keys [B] for drop path; None in evaluation.
+        Returns:
+            [B, M, outputs], in the order of `targets`.
+        """
+        embedded = self.encoder.embed(patches)
+        hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
+        embedded = jnp.where(mask[..., None], hidden, embedded)
+        out = self.encoder.apply_blocks(embedded, drop_keys=drop_keys)[-1]
+        return self.head(self.encoder.final_norm(gather_tokens(out, targets)))
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """Visits every parameter (for initialisation): nothing hidden, every cell predicted."""
+        rows, columns = self.config.cells
+        no_mask = jnp.zeros(patches.shape[:2], bool)
+        all_indices = jnp.broadcast_to(jnp.arange(rows * columns), (len(patches), rows * columns))
+        return self.masked(patches, no_mask, all_indices)

@@ -65,20 +65,20 @@ class RelativePositionBias(nn.Module):
         return table[relative_index(self.grid, self.cls)].transpose(2, 0, 1)
 
 
-def bias_of_rows(bias: jax.Array, slots: jax.Array | None, queries: int | None) -> jax.Array:
-    """A relative bias for rows that are not all slots in raster order.
+def bias_of_tokens(bias: jax.Array, token_index: jax.Array | None, queries: int | None) -> jax.Array:
+    """A relative bias for tokens that are not all of an image's in raster order.
 
     Args:
-        bias: [H, N, N], for all slots.
-        slots: int32 [B, R], the slot of every row; None = all of them, in order.
-        queries: the last so many rows are queries; None = all.
+        bias: [H, N, N], for all tokens.
+        token_index: int32 [B, R], as in `TransformerEncoder.apply_blocks`; None = all, in order.
+        queries: the last so many tokens are queries; None = all.
     Returns:
-        [B, H, queries, R], or [H, queries, N] without `slots`.
+        [B, H, queries, R], or [H, queries, N] without `token_index`.
     """
-    if slots is None:
+    if token_index is None:
         return bias if queries is None else bias[:, bias.shape[1] - queries :]
-    asking = slots if queries is None else slots[:, slots.shape[1] - queries :]
-    return jax.vmap(lambda q, k: bias[:, q[:, None], k[None, :]])(asking, slots)
+    query_index = token_index if queries is None else token_index[:, token_index.shape[1] - queries :]
+    return jax.vmap(lambda q, k: bias[:, q[:, None], k[None, :]])(query_index, token_index)
 
 
 def bicubic_weights(old: int, new: int) -> np.ndarray:

@@ -17,7 +17,7 @@ MODES = ("reinit", "truncate", "shuffle")
 
 def surgery(
     params: Params,
-    fresh: Params,
+    initial: Params,
     *,
     mode: str = "reinit",
     n_last: int = 0,
@@ -29,8 +29,8 @@ def surgery(
     """The parameters after an operation; leaves are those given, none is copied.
 
     Args:
-        params: of the pre-trained network. fresh: of the same network, newly drawn.
-        mode: reinit (the last `n_last` blocks, the final norm, and a merging whose whole stage is among them, are fresh)
+        params: of the pre-trained network. initial: of the same network, newly drawn.
+        mode: reinit (the last `n_last` blocks, the final norm, and a merging whose whole stage is among them, are the newly drawn ones)
             | truncate (the last `n_last` blocks of `stage` are taken away and later ones move up; build the network with
             that many blocks fewer) | shuffle (the blocks of `stage` change places).
         n_last: 0 = nothing changes.
@@ -60,15 +60,17 @@ def surgery(
         most = len(blocks) if mode == "reinit" else f"{len(chosen) - 1} (a block of the stage must stay)"
         raise ValueError(f"n_last={n_last} of mode {mode} must lie in 0..{most}")
     elif mode == "reinit":
-        names = refreshed(stages, n_last)
-        changed = {name: fresh["encoder"][name] if name in names else part for name, part in encoder.items()}
+        names = reinitialised_parts(stages, n_last)
+        changed = {
+            name: initial["encoder"][name] if name in names else part for name, part in encoder.items()
+        }
     else:
         changed = _without(encoder, blocks, chosen[len(chosen) - n_last :])
     return {**params, "encoder": changed}
 
 
-def refreshed(stages: Sequence[Sequence[str]], n_last: int) -> frozenset[str]:
-    """Parts of the encoder that `reinit` takes from the fresh network."""
+def reinitialised_parts(stages: Sequence[Sequence[str]], n_last: int) -> frozenset[str]:
+    """Parts of the encoder that `reinit` takes from the newly drawn network."""
     if not n_last:
         return frozenset()
     names = {name for stage in stages for name in stage}
@@ -104,5 +106,5 @@ def _shuffled(encoder: Params, names: Sequence[str], order: Sequence[int]) -> Pa
 def _without(encoder: Params, blocks: Sequence[str], dropped: Sequence[str]) -> Params:
     """The encoder with the blocks that are left numbered anew."""
     rest = {name: part for name, part in encoder.items() if name not in blocks}
-    kept = [name for name in blocks if name not in dropped]
-    return {**rest, **{f"block_{index:02d}": encoder[name] for index, name in enumerate(kept)}}
+    remaining = [name for name in blocks if name not in dropped]
+    return {**rest, **{f"block_{index:02d}": encoder[name] for index, name in enumerate(remaining)}}

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from mim_jax.models.encoder import EncoderConfig, FeatureMap
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry, EncoderConfig, FeatureMap
 from mim_jax.models.layers import Dense, LayerNorm, Mlp, drop_path
 from mim_jax.models.positions import resize_relative_table
-from mim_jax.models.window_attention import WindowAttention
-from mim_jax.models.windows import WindowPlan, attention_geometry, plan_windows
+from mim_jax.models.windows import WindowAttention, WindowPlan, attention_geometry, plan_windows
 
 _DEEP = (2, 2, 18, 2)
 
@@ -65,10 +63,10 @@ class SwinConfig(EncoderConfig):
         if self.version not in (1, 2):
             raise ValueError(f"the version of a Swin is 1 or 2, not {self.version!r}")
         for name in ("heads", "windows", "pretrained_windows", "use_shift"):
-            given = getattr(self, name)
-            if given is not None and len(given) != len(self.depths):
+            per_stage = getattr(self, name)
+            if per_stage is not None and len(per_stage) != len(self.depths):
                 raise ValueError(
-                    f"{name}={given} has {len(given)} entries for {len(self.depths)} stages (depths={self.depths})"
+                    f"{name}={per_stage} has {len(per_stage)} entries for {len(self.depths)} stages (depths={self.depths})"
                 )
         if min(*self.depths, *self.windows) < 1:
             raise ValueError(f"depths={self.depths} and windows={self.windows} must be at least 1")
@@ -99,7 +97,7 @@ class SwinConfig(EncoderConfig):
         return 0
 
     @property
-    def num_slots(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of the first stage."""
         return self.num_patches
 
@@ -191,7 +189,7 @@ class SwinBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """[B, rows * columns, C] to the same shape; drop_keys as in `Swin.run`."""
+        """[B, rows * columns, C] to the same shape; drop_keys as in `Swin.apply_blocks`."""
         c, stage = self.config, self.config.stage_of[self.index]
         plan, reference = c.plans[self.index], c.reference_windows[stage]
         attention = WindowAttention(
@@ -239,7 +237,7 @@ def _block_class(remat: str) -> type[nn.Module]:
 
 
 class Swin(nn.Module):
-    """The encoder; the methods compose `embed`, `run` and `final_norm`, as they do with a ViT."""
+    """The encoder; the methods compose `embed`, `apply_blocks` and `final_norm`, as they do with a ViT."""
 
     config: SwinConfig
 
@@ -256,11 +254,11 @@ class Swin(nn.Module):
         """Projects and norms patch vectors, [B, L, p p 3] to [B, L, C]."""
         return self.patch_norm(self.patch_embed(patches))
 
-    def tokens(self, patches: jax.Array) -> jax.Array:
-        """What `run` takes: `embed`, as there are neither CLS nor absolute positions."""
+    def input_tokens(self, patches: jax.Array) -> jax.Array:
+        """What `apply_blocks` takes: `embed`, as there are neither CLS nor absolute positions."""
         return self.embed(patches)
 
-    def run(self, x: jax.Array, *, drop_keys: jax.Array | None = None) -> list[jax.Array]:
+    def apply_blocks(self, x: jax.Array, *, drop_keys: jax.Array | None = None) -> list[jax.Array]:
         """All stages, before the final norm.
 
         Args:
@@ -288,12 +286,12 @@ class Swin(nn.Module):
 
     def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         """The tokens after every block (not normed) and after the final norm."""
-        outputs = self.run(self.tokens(patches))
+        outputs = self.apply_blocks(self.input_tokens(patches))
         return outputs, self.final_norm(outputs[-1])
 
     def feature_maps(self, patches: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
         """The maps after stages, before merging; as `EncoderConfig.feature_maps`."""
-        outputs, c = self.run(self.tokens(patches)), self.config
+        outputs, c = self.apply_blocks(self.input_tokens(patches)), self.config
         last_blocks = [end - 1 for end in itertools.accumulate(c.depths)]
         return [
             FeatureMap(
@@ -305,4 +303,4 @@ class Swin(nn.Module):
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
         """Whole images as patches [B, L, p p 3] to the normed tokens of the last stage [B, cells, features]."""
-        return self.final_norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])
+        return self.final_norm(self.apply_blocks(self.input_tokens(patches), drop_keys=drop_keys)[-1])

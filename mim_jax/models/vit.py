@@ -10,9 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from mim_jax.models.attention import Attention, Mask
-from mim_jax.models.bands import last_rows
-from mim_jax.models.encoder import EncoderConfig, FeatureMap, Params
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.attention_masks import last_queries
+from mim_jax.models.encoder import AttentionGeometry, EncoderConfig, FeatureMap, Params
 from mim_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -25,14 +24,14 @@ from mim_jax.models.layers import (
 )
 from mim_jax.models.positions import (
     RelativePositionBias,
-    bias_of_rows,
+    bias_of_tokens,
     resize_positions,
     resize_relative_table,
     sincos_1d,
     sincos_2d,
 )
 
-__all__ = ["Params", "Trunk", "ViT", "ViTConfig"]
+__all__ = ["Params", "TransformerEncoder", "ViT", "ViTConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ViTConfig(EncoderConfig):
     qkv_bias: str = "qkv"  # qkv | qv | none
     drop_path: float = 0.0  # of the last block; linear over depth from 0
     norm_eps: float = 1e-6
-    pre_norm: bool = False  # a LayerNorm on all slots before block 0 (CLIP)
+    pre_norm: bool = False  # a LayerNorm on all tokens before block 0 (CLIP)
     activation: str = "gelu"  # gelu | quick_gelu (CLIP)
     patch_bias: bool = True  # of the patch projection; CLIP has none
     remat: str = "none"  # none | block (keep block inputs only) | dots (keep matmul results)
@@ -64,8 +63,8 @@ class ViTConfig(EncoderConfig):
         return ViT(self)
 
     @property
-    def num_slots(self) -> int:
-        """Patches plus CLS where there is one."""
+    def num_tokens(self) -> int:
+        """Patches, and CLS where there is one."""
         return self.num_patches + self.prefix
 
     @property
@@ -104,7 +103,7 @@ class ViTConfig(EncoderConfig):
 
 
 class Block(nn.Module):
-    """x += scale * attention(norm(x)); x += scale * mlp(norm(x)), for the rows that are queries."""
+    """x += scale * attention(norm(x)); x += scale * mlp(norm(x)), for the tokens that are queries."""
 
     config: ViTConfig
     index: int
@@ -127,18 +126,18 @@ class Block(nn.Module):
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
         num_queries: int | None = None,
-        slots: jax.Array | None = None,
+        token_index: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, R, D] to [B, num_queries, D]: the last `num_queries` rows attend to the first `num_keys` rows.
+        """[B, N, D] to [B, num_queries, D]: the last `num_queries` tokens attend to the first `num_keys`.
 
-        slots: as in `Trunk.run`.
+        token_index: as in `TransformerEncoder.apply_blocks`.
         """
         branch = self.attn(
             self.norm1(x),
             num_keys=num_keys,
             num_queries=num_queries,
             mask=mask,
-            position_bias=self._bias(position_bias, slots, num_queries, num_keys),
+            position_bias=self._bias(position_bias, token_index, num_queries, num_keys),
         )
         x = x[:, x.shape[1] - branch.shape[1] :] + self._scaled(branch, 1, drop_keys)
         return x + self._scaled(self.mlp(self.norm2(x)), 2, drop_keys)
@@ -146,7 +145,7 @@ class Block(nn.Module):
     def attention_row(
         self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None
     ) -> jax.Array:
-        """What one row of [B, R, D] attends to in this block, [B, H, R]; as `Attention.row`."""
+        """What one token of [B, N, D] attends to in this block, [B, H, N]; as `Attention.row`."""
         return self.attn.row(self.norm1(x), query, self._bias(position_bias, None, None, None))
 
     def _scaled(self, branch: jax.Array, number: int, drop_keys: jax.Array | None) -> jax.Array:
@@ -156,13 +155,13 @@ class Block(nn.Module):
         return drop_path(branch, rate, drop_keys, salt=2 * self.index + number - 1)
 
     def _bias(
-        self, shared: jax.Array | None, slots: jax.Array | None, queries: int | None, keys: int | None
+        self, shared: jax.Array | None, token_index: jax.Array | None, queries: int | None, keys: int | None
     ) -> jax.Array | None:
-        """The bias that all blocks share plus this block's own, of the query rows to the keys."""
+        """The bias that all blocks share plus this block's own, of the queries to the keys."""
         if self.config.relative_bias != "per_block":
             return shared
-        own = bias_of_rows(self.relative_position_bias(), slots, queries)[..., :keys]
-        return own if shared is None else shared + own
+        block_bias = bias_of_tokens(self.relative_position_bias(), token_index, queries)[..., :keys]
+        return block_bias if shared is None else shared + block_bias
 
 
 def _block_class(remat: str) -> type[nn.Module]:
@@ -175,7 +174,7 @@ def _block_class(remat: str) -> type[nn.Module]:
     return nn.remat(Block, prevent_cse=False, policy=policies[remat], static_argnums=(5, 6))
 
 
-class Trunk(nn.Module):
+class TransformerEncoder(nn.Module):
     """Positions, blocks and final norm: an encoder without its embedding, or a decoder."""
 
     config: ViTConfig
@@ -183,7 +182,7 @@ class Trunk(nn.Module):
     def setup(self) -> None:
         c = self.config
         if c.positions == "learned":
-            self.pos_embed = self.param("pos_embed", uninitialised, (1, c.num_slots, c.width))
+            self.pos_embed = self.param("pos_embed", uninitialised, (1, c.num_tokens, c.width))
         if c.relative_bias == "shared":
             self.relative_position_bias = RelativePositionBias(c.grid, c.heads, c.cls)
         block = _block_class(c.remat)
@@ -204,7 +203,7 @@ class Trunk(nn.Module):
             raise ValueError(f"model.positions is learned, {', '.join(tables)}, not {c.positions!r}")
         return jnp.asarray(np.pad(tables[c.positions](), ((c.prefix, 0), (0, 0)))[None], jnp.float32)
 
-    def run(
+    def apply_blocks(
         self,
         x: jax.Array,
         *,
@@ -212,31 +211,37 @@ class Trunk(nn.Module):
         drop_keys: jax.Array | None = None,
         num_keys: int | None = None,
         num_outputs: int | None = None,
-        slots: jax.Array | None = None,
+        token_index: jax.Array | None = None,
     ) -> list[jax.Array]:
         """All blocks, before the final norm.
 
         Args:
-            x: rows [B, R, D].
-            mask: bool, broadcastable to [B, H, R, num_keys], or bands of the R rows.
+            x: tokens [B, N, D].
+            mask: bool, broadcastable to [B, H, N, num_keys], or blocks of the N queries.
             drop_keys: typed keys [B] for drop path; None in evaluation.
-            num_keys: the first so many rows are keys and values in every block (None = all).
-            num_outputs: the last block updates the last so many rows only (None = all).
-            slots: int32 [B, R], the slot (0 = CLS, if there is one) of every row, where the rows are not all slots in
-                raster order; only a relative position bias asks.
+            num_keys: the first so many tokens are keys and values in every block (None = all).
+            num_outputs: the last block updates the last so many tokens only (None = all).
+            token_index: int32 [B, N], the place of every token among all of an image's (0 = CLS, if there is one), where they
+                are not all of them in raster order; only a relative position bias asks.
         Returns:
-            the rows after every block; the last entry has `num_outputs` rows.
+            the tokens after every block; the last entry has `num_outputs` of them.
         """
         c, outputs = self.config, []
-        x = self._enter(x)
+        x = self._norm_inputs(x)
         for index, block in enumerate(self.blocks):
             last = index == c.depth - 1
             queries = num_outputs if last else None
             if queries and mask is not None:
-                mask = last_rows(mask, queries) if isinstance(mask, tuple) else mask[..., -queries:, :]
-            bias = self._shared_bias(slots, queries)
+                mask = last_queries(mask, queries) if isinstance(mask, tuple) else mask[..., -queries:, :]
+            bias = self._shared_bias(token_index, queries)
             x = block(
-                x, mask, None if bias is None else bias[..., :num_keys], drop_keys, num_keys, queries, slots
+                x,
+                mask,
+                None if bias is None else bias[..., :num_keys],
+                drop_keys,
+                num_keys,
+                queries,
+                token_index,
             )
             outputs.append(x)
         return outputs
@@ -244,23 +249,26 @@ class Trunk(nn.Module):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
 
-    def pooled(self, rows: jax.Array, pool: str) -> jax.Array:
-        """What a classifier's head reads of the last block's rows [B, N, D]: the norm of the patches' mean, or of CLS; [B, D]."""
-        kept = jnp.mean(rows[:, self.config.prefix :], axis=1) if pool == "mean" else rows[:, 0]
-        return self.final_norm(kept)
+    def pooled(self, tokens: jax.Array, pool: str) -> jax.Array:
+        """What a classifier's head reads of the last block's tokens [B, N, D]: the norm of the patches' mean, or of CLS; [B, D]."""
+        return self.final_norm(
+            jnp.mean(tokens[:, self.config.prefix :], axis=1) if pool == "mean" else tokens[:, 0]
+        )
 
-    def _enter(self, x: jax.Array) -> jax.Array:
-        """What happens to the rows before block 0; in a decoder nothing, whatever its encoder does."""
+    def _norm_inputs(self, x: jax.Array) -> jax.Array:
+        """What happens to the tokens before block 0; in a decoder nothing, whatever its encoder does."""
         return x
 
-    def _shared_bias(self, slots: jax.Array | None = None, queries: int | None = None) -> jax.Array | None:
+    def _shared_bias(
+        self, token_index: jax.Array | None = None, queries: int | None = None
+    ) -> jax.Array | None:
         if self.config.relative_bias != "shared":
             return None
-        return bias_of_rows(self.relative_position_bias(), slots, queries)
+        return bias_of_tokens(self.relative_position_bias(), token_index, queries)
 
 
-class ViT(Trunk):
-    """A plain ViT on patches. The methods compose `embed`, `cls_row`, `positions`, `run` and `final_norm`."""
+class ViT(TransformerEncoder):
+    """A plain ViT on patches. The methods compose `embed`, `cls_tokens`, `positions`, `apply_blocks` and `final_norm`."""
 
     def setup(self) -> None:
         super().setup()
@@ -275,30 +283,30 @@ class ViT(Trunk):
         """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""
         return self.patch_embed(patches)
 
-    def cls_row(self, like: jax.Array) -> jax.Array:
+    def cls_tokens(self, like: jax.Array) -> jax.Array:
         """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
         if not self.config.cls:
             return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
         return broadcast_parameter(self.cls_token, (like.shape[0], 1, self.config.width), like.dtype)
 
-    def tokens(self, patches: jax.Array) -> jax.Array:
-        """All slots of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
+    def input_tokens(self, patches: jax.Array) -> jax.Array:
+        """All tokens of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
         x = self.embed(patches)
-        x = jnp.concatenate([self.cls_row(x), x], axis=1)
+        x = jnp.concatenate([self.cls_tokens(x), x], axis=1)
         return add_parameter(x, self.positions())
 
     def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """Whole images as patches [B, L, p p 3] to the normed slots [B, N, D]."""
-        return self.final_norm(self.run(self.tokens(patches), drop_keys=drop_keys)[-1])
+        """Whole images as patches [B, L, p p 3] to the normed tokens [B, N, D]."""
+        return self.final_norm(self.apply_blocks(self.input_tokens(patches), drop_keys=drop_keys)[-1])
 
     def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        """The slots after every block (not normed) and after the final norm."""
-        outputs = self.run(self.tokens(patches))
+        """The tokens after every block (not normed) and after the final norm."""
+        outputs = self.apply_blocks(self.input_tokens(patches))
         return outputs, self.final_norm(outputs[-1])
 
     def feature_maps(self, patches: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
         """The patches after blocks; as `EncoderConfig.feature_maps`."""
-        outputs = self.run(self.tokens(patches))
+        outputs = self.apply_blocks(self.input_tokens(patches))
         c = self.config
         return [
             FeatureMap(c.patch, outputs[tap][:, c.prefix :].reshape(len(patches), *c.grid, c.width))
@@ -306,14 +314,14 @@ class ViT(Trunk):
         ]
 
     def attention_row(self, patches: jax.Array) -> jax.Array:
-        """What CLS attends to in the last block, float [B, H, N]; the other rows' weights are never computed.
+        """What CLS attends to in the last block, float [B, H, N]; the other queries' weights are never computed.
 
         Without CLS: what the mean of all queries attends to, [B, H, L] (ours; the papers have a CLS).
         """
-        x = self._enter(self.tokens(patches))
+        x = self._norm_inputs(self.input_tokens(patches))
         for block in self.blocks[:-1]:
             x = block(x, None, self._shared_bias())
         return self.blocks[-1].attention_row(x, 0 if self.config.cls else None, self._shared_bias())
 
-    def _enter(self, x: jax.Array) -> jax.Array:
+    def _norm_inputs(self, x: jax.Array) -> jax.Array:
         return self.norm_pre(x) if self.config.pre_norm else x

@@ -50,10 +50,10 @@ class Vqkd(nn.Module):
 
     def codes(self, patches: jax.Array) -> jax.Array:
         """Patches [B, L, p p 3] of images as `map_pixels` gives them to unit vectors [B, L, code_width]."""
-        rows = self.encoder(patches)[:, self.config.encoder.prefix :]
+        tokens = self.encoder(patches)[:, self.config.encoder.prefix :]
         # The head is in float32 whatever the encoder computes in, as in the official code.
-        rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-        codes = self.head_out(jnp.tanh(self.head_in(rows)))
+        tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
+        codes = self.head_out(jnp.tanh(self.head_in(tokens)))
         return codes / jnp.maximum(jnp.linalg.norm(codes, axis=-1, keepdims=True), NORM_FLOOR)
 
     def ids(self, patches: jax.Array) -> jax.Array:

@@ -1,22 +1,31 @@
-"""How a map of tokens is cut into windows (docs/papers/dark_secrets.md 1.2): sizes, labels and tables, numpy, at trace time.
+"""How a map of tokens is cut into windows, and attention inside them (docs/papers/dark_secrets.md 1.2).
 
-Everything here follows from shapes. Only `cut` and `join` and their parts touch values; nothing is ever a parameter.
+Sizes, labels and offsets follow from shapes: numpy, at trace time. Version 2 has cosine attention with a log-spaced position
+bias, version 1 scaled dot products with a table of biases.
 """
 
 import dataclasses
 import functools
+import math
 from typing import TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.typing import DTypeLike
 
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.attention import OutputProjection, QKVProjection, query_key_products
+from mim_jax.models.encoder import AttentionGeometry
+from mim_jax.models.layers import Dense, uninitialised, wide_dtype
+from mim_jax.models.positions import RelativePositionBias, relative_index
 
 PADDING = -1
 """Label of the tokens that only fill up the last windows."""
 Array = TypeVar("Array", jax.Array, np.ndarray)
+CPB_HIDDEN = 512
+MAX_LOGIT_SCALE = math.log(100.0)
 SHIFT_MASK = -100.0
 """Added to the logits of a pair of tokens that lie in different parts of a shifted window: finite, as everywhere."""
 
@@ -61,7 +70,7 @@ def plan_windows(grid: tuple[int, int], window: int, shifted: bool) -> WindowPla
     return WindowPlan(grid, sides, (shift[0], shift[1]))
 
 
-def partition(x: Array, window: tuple[int, int]) -> Array:
+def window_partition(x: Array, window: tuple[int, int]) -> Array:
     """[B, rows, columns, C], multiples of the window, to [B, windows, tokens, C]; both in raster order."""
     batch, rows, columns, channels = x.shape
     high, wide = window
@@ -69,15 +78,15 @@ def partition(x: Array, window: tuple[int, int]) -> Array:
     return x.reshape(batch, -1, high * wide, channels)
 
 
-def reverse(windows: jax.Array, window: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
-    """The inverse of `partition`: [B, windows, tokens, C] to [B, rows, columns, C], grid = (rows, columns)."""
+def window_reverse(windows: jax.Array, window: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """The inverse of `window_partition`: [B, windows, tokens, C] to [B, rows, columns, C], grid = (rows, columns)."""
     batch, _, _, channels = windows.shape
     high, wide = window
     x = windows.reshape(batch, grid[0] // high, grid[1] // wide, high, wide, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *grid, channels)
 
 
-def cut(x: jax.Array, plan: WindowPlan) -> jax.Array:
+def to_windows(x: jax.Array, plan: WindowPlan) -> jax.Array:
     """The map's tokens [B, rows * columns, C] to those of its windows [B, windows, tokens, C].
 
     Padded first, rolled second (the dense-task code's order, and transformers'; timm rolls first).
@@ -88,12 +97,12 @@ def cut(x: jax.Array, plan: WindowPlan) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
     if any(plan.shift):
         x = jnp.roll(x, (-plan.shift[0], -plan.shift[1]), axis=(1, 2))
-    return partition(x, plan.window)
+    return window_partition(x, plan.window)
 
 
-def join(windows: jax.Array, plan: WindowPlan) -> jax.Array:
-    """The inverse of `cut`; what stands at padding is dropped."""
-    x = reverse(windows, plan.window, plan.padded)
+def from_windows(windows: jax.Array, plan: WindowPlan) -> jax.Array:
+    """The inverse of `to_windows`; what stands at padding is dropped."""
+    x = window_reverse(windows, plan.window, plan.padded)
     if any(plan.shift):
         x = jnp.roll(x, plan.shift, axis=(1, 2))
     x = x[:, : plan.grid[0], : plan.grid[1]]
@@ -117,7 +126,7 @@ def shift_regions(plan: WindowPlan) -> npt.NDArray[np.int64] | None:
         for length, side, shift in zip(plan.padded, plan.window, plan.shift, strict=True)
     )
     labels = 3 * rows[:, None] + columns[None, :]
-    return partition(labels[None, ..., None], plan.window)[0, ..., 0]
+    return window_partition(labels[None, ..., None], plan.window)[0, ..., 0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -126,7 +135,7 @@ def token_places(plan: WindowPlan) -> npt.NDArray[np.int64]:
     places = np.full(plan.padded, PADDING)
     places[: plan.grid[0], : plan.grid[1]] = np.arange(plan.grid[0] * plan.grid[1]).reshape(plan.grid)
     places = np.roll(places, (-plan.shift[0], -plan.shift[1]), axis=(0, 1))
-    return partition(places[None, ..., None], plan.window)[0, ..., 0]
+    return window_partition(places[None, ..., None], plan.window)[0, ..., 0]
 
 
 def window_coordinates(window: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -159,3 +168,72 @@ def attention_geometry(plan: WindowPlan, pixels: float) -> AttentionGeometry:
     return AttentionGeometry(
         coordinates=window_coordinates(plan.window), pixels=pixels, windows=plan.count, regions=regions
     )
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x / max(|x|, 1e-12) over the last axis; a row of zeros (the key of padding) stays, with a finite gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.maximum(jnp.sqrt(jnp.where(square > 0, square, 1.0)), 1e-12)
+
+
+class WindowAttention(nn.Module):
+    """Attention inside the windows of one block.
+
+    Where the collection "attention" is mutable it holds `log_weights` after the call: log softmax of the logits, float32 (at least)
+    [B, windows, heads, tokens, tokens], query before key.
+    """
+
+    width: int
+    heads: int
+    plan: WindowPlan
+    reference_window: tuple[int, int]  # (rows, columns) that the log-spaced position bias is scaled to
+    version: int = 2
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        bias = "qv" if self.version == 2 else "qkv"
+        self.qkv = QKVProjection(self.heads, self.width // self.heads, bias, self.dtype)
+        self.proj = OutputProjection(self.width, self.dtype)
+        if self.version == 1:
+            self.relative_position_bias = RelativePositionBias(self.plan.window, self.heads, cls=False)
+            return
+        self.logit_scale = self.param("logit_scale", uninitialised, (self.heads, 1, 1))
+        # The bias stays in float32: its logits go up to 16.
+        self.cpb_fc1, self.cpb_fc2 = Dense(CPB_HIDDEN), Dense(self.heads, use_bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The map's tokens [B, rows * columns, C] to the same shape."""
+        windows = to_windows(x, self.plan)
+        batch, count, tokens, _ = windows.shape
+        q, k, v = self.qkv(windows.reshape(batch * count, tokens, -1), tokens, tokens)
+        logits = self._logits(q, k).reshape(batch, count, self.heads, tokens, tokens)
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.sow("attention", "log_weights", jax.nn.log_softmax(logits, axis=-1))
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(-1, self.heads, tokens, tokens)
+        out = self.proj(jnp.einsum("bhqk,bhkd->bhqd", weights, v))
+        return from_windows(out.reshape(batch, count, tokens, -1), self.plan)
+
+    def _logits(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """Of [B * windows, heads, tokens, d], in float32 at least; position bias and shift mask added."""
+        wide = wide_dtype(q)
+        if self.version == 1:
+            q, bias = q * q.shape[-1] ** -0.5, self.relative_position_bias()
+        else:
+            scale = jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE))
+            dtype = q.dtype
+            q, k = (_unit(q.astype(wide)) * scale).astype(dtype), _unit(k.astype(wide)).astype(dtype)
+            bias = self.position_bias(wide)
+        logits = query_key_products(q, k) + bias
+        regions = shift_regions(self.plan)
+        if regions is None:
+            return logits
+        # From labels, not as one array: 30 x 30 windows would be constants of 100 MB and more in the program.
+        labels = jnp.asarray(regions)
+        mask = jnp.where(labels[:, :, None] == labels[:, None, :], 0.0, SHIFT_MASK).astype(wide)
+        return (logits.reshape(-1, *mask.shape[:1], *logits.shape[1:]) + mask[:, None]).reshape(logits.shape)
+
+    def position_bias(self, wide: DTypeLike) -> jax.Array:
+        """16 sigmoid(MLP(log-spaced offset)), [heads, tokens, tokens]."""
+        offsets = jnp.asarray(log_offsets(self.plan.window, self.reference_window), wide)
+        table = 16.0 * jax.nn.sigmoid(self.cpb_fc2(jax.nn.relu(self.cpb_fc1(offsets))))
+        return table[relative_index(self.plan.window, False)].transpose(2, 0, 1)

@@ -134,7 +134,7 @@ def host_needs(config: Config, method: Method) -> list[Need]:
         else:
             needs.append(Need("batches of images", total, key, size, enough))
     if isinstance(method.net, ViTConfig) and method.net.positions.startswith("sincos"):
-        table = float(method.net.num_slots) * method.net.width * TABLES
+        table = float(method.net.num_tokens) * method.net.width * TABLES
         needs.append(Need("the table of positions", table, "model.image_size", max(method.net.image_size)))
     return needs
 
@@ -160,7 +160,7 @@ def device_needs(config: Config, method: Method) -> list[Need]:
         return needs
     kept = 1 if net.remat != "none" else net.depth
     number = 2 if config.model.dtype == "bfloat16" else 4
-    slots = net.num_slots / FEWEST_VISIBLE
+    slots = net.num_tokens / FEWEST_VISIBLE
     needs.append(of_batch("the inputs of the blocks", slots * net.width * kept * number))
     if net.attention != "cudnn":
         needs.append(of_batch("the attention of one block", net.heads * slots * slots * number))

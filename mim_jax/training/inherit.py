@@ -121,14 +121,16 @@ def _cut_short(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=left))
 
 
-def _operated(encoder: Params, method: Method, fresh: Params) -> Params:
+def _operated(encoder: Params, method: Method, initial: Params) -> Params:
     """The encoder after the surgery that the configuration asks for."""
     s, net = method.config.surgery, method.net
     if s.mode == "none":
         return encoder
     depths = net.depths if isinstance(net, SwinConfig) else None
     try:
-        done = surgery({"encoder": encoder}, fresh, mode=s.mode, n_last=s.blocks, depths=depths, seed=s.seed)
+        done = surgery(
+            {"encoder": encoder}, initial, mode=s.mode, n_last=s.blocks, depths=depths, seed=s.seed
+        )
     except ValueError as error:
         raise ConfigError(f"config.surgery: {error}") from error
     return done["encoder"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.analysis import attention_metrics as metrics
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.windows import window_coordinates
 
 

@@ -26,7 +26,7 @@ from mim_jax.analysis.summaries import (
     local_share,
     spread,
 )
-from mim_jax.models.geometry import AttentionGeometry
+from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.windows import attention_geometry, plan_windows, token_places
 
 UNIFORM = {

@@ -73,7 +73,7 @@ def test_what_is_captured_is_the_attention_by_hand(options: dict[str, Any]) -> N
     layers, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, batch)
     assert len(captured) == 2 and captured[0].dtype == jnp.float32
     for index, log_weights in enumerate(captured):
-        assert log_weights.shape == (3, 1, 2, method.vit.num_slots, method.vit.num_slots)
+        assert log_weights.shape == (3, 1, 2, method.vit.num_tokens, method.vit.num_tokens)
         weights = np.exp(np.asarray(log_weights, np.float64))
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
         expected = by_hand(method, params, np.asarray(layers[index]), index)
@@ -95,8 +95,8 @@ def test_nothing_is_captured_unasked() -> None:
 
 
 @pytest.mark.slow
-def test_bands_become_one_mask() -> None:
-    """A two-stream network: what is hidden has weight 0, and the outputs are those of the bands."""
+def test_mask_blocks_become_one_mask() -> None:
+    """A two-stream network: what is hidden has weight 0, and the outputs are those of the blocks."""
     method = small_method("mapet", {"method.vocabulary": 8})
     params, layout = noisy(method), method.layout
     order = jnp.tile(jnp.arange(17), (2, 1))
@@ -114,8 +114,10 @@ def test_bands_become_one_mask() -> None:
     np.testing.assert_allclose(plain, made, rtol=1e-4, atol=1e-4)
     keys, targets = layout.keys, layout.targets
     hidden = np.ones((keys + targets, keys), bool)
-    for band in layout.bands:
-        hidden[slice(*band.rows), slice(*band.keys)] = False if band.mask is None else ~np.asarray(band.mask)
+    for block in layout.mask_blocks:
+        hidden[slice(*block.queries), slice(*block.keys)] = (
+            False if block.mask is None else ~np.asarray(block.mask)
+        )
     for index, block in enumerate(blocks):
         (log_weights,) = block["log_weights"]
         own = hidden[-targets:] if index == 1 else hidden  # the last block has no content rows

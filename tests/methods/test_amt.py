@@ -137,9 +137,9 @@ def test_relative_bias_follows_the_patches_that_are_left(bias: str) -> None:
     def masked_attention(module, patches, mask, present):
         x = module.encoder.embed(patches)
         x = jnp.where(mask[..., None], module.mask_token, x)
-        x = jnp.concatenate([module.encoder.cls_row(x), x], axis=1) + module.encoder.positions()
+        x = jnp.concatenate([module.encoder.cls_tokens(x), x], axis=1) + module.encoder.positions()
         allowed = jnp.concatenate([jnp.ones((len(x), 1), bool), present], axis=1)[:, None, None, :]
-        return module.head(module.encoder.final_norm(module.encoder.run(x, mask=allowed)[-1])[:, 1:])
+        return module.head(module.encoder.final_norm(module.encoder.apply_blocks(x, mask=allowed)[-1])[:, 1:])
 
     present = jax.vmap(lambda at: jnp.zeros(64, bool).at[at].set(True))(order)
     mask = jax.vmap(lambda at: jnp.zeros(64, bool).at[at].set(True))(view["hidden"])
@@ -162,7 +162,9 @@ def test_token_counts_at_full_size() -> None:
     )
     assert latent.shape == (1, 31, 768)
     rows = jax.eval_shape(
-        lambda p, x: last.module.apply({"params": p}, x, index(30), index(88), method="paint"), shapes, latent
+        lambda p, x: last.module.apply({"params": p}, x, index(30), index(88), method="decoder_inputs"),
+        shapes,
+        latent,
     )
     assert rows.shape == (1, 119, 512)
     assert last.flops() / method.flops() == pytest.approx(0.607, abs=0.01)

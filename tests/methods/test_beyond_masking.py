@@ -379,8 +379,8 @@ def test_initialisation() -> None:
     assert (
         float(jnp.std(kernel)) == pytest.approx(0.010791, rel=0.01) and float(jnp.abs(kernel).max()) <= 0.02
     )
-    assert float(jnp.abs(params["bridge"]["kernel"]).max()) == pytest.approx(192**-0.5, rel=0.01)
-    assert "bias" not in params["bridge"] and "cls_token" not in params["encoder"]
+    assert float(jnp.abs(params["decoder_embed"]["kernel"]).max()) == pytest.approx(192**-0.5, rel=0.01)
+    assert "bias" not in params["decoder_embed"] and "cls_token" not in params["encoder"]
 
 
 @pytest.mark.slow

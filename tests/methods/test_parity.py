@@ -15,7 +15,7 @@ from mim_jax.interop.official import from_mae, from_mapet, from_simmim, nest
 from mim_jax.interop.swin import from_swin
 from mim_jax.methods import protocol
 from mim_jax.methods.attention_bank import attention_maps
-from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.layers import gather_tokens
 from mim_jax.models.swin import SwinConfig
 from mim_jax.targets.pixels import patchify
 from tests.official import Case
@@ -225,7 +225,7 @@ def same_reconstruction(case: Case, ran: Run, prefix: str, side: int, first: int
         jnp.asarray(case.pixels(f"{prefix}recon64"))[first : first + len(ran.view["hidden"])], side
     )
     np.testing.assert_allclose(
-        ran.outputs["pixels"], take_rows(whole, ran.view["hidden"]), rtol=0, atol=case.values
+        ran.outputs["pixels"], gather_tokens(whole, ran.view["hidden"]), rtol=0, atol=case.values
     )
 
 
@@ -272,7 +272,7 @@ def permuted(case: Case, *, derive: bool = False, **options: Any) -> Run:
 def same_logits(case: Case, ran: Run, key: str, tolerance: float | None = None) -> None:
     """The fixture lists targets in raster order, and so does the loss that its logits give."""
     raster = jnp.argsort(ran.view["targets"], axis=1)
-    case.close(take_rows(ran.outputs["logits"], raster), key, tolerance)
+    case.close(gather_tokens(ran.outputs["logits"], raster), key, tolerance)
     labels = jnp.take_along_axis(ran.view["labels"], raster, axis=1)
     np.testing.assert_array_equal(labels, case.f["target"])
     logits = case.f[key].astype(np.float64)

@@ -120,7 +120,7 @@ def test_flops_are_xlas() -> None:
     )
 
     def loss(params, tokens):
-        return jnp.sum(module.apply(params, tokens, method="run")[-1])
+        return jnp.sum(module.apply(params, tokens, method="apply_blocks")[-1])
 
     cost = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, tokens).compile().cost_analysis()
     assert cost["flops"] / 4 == pytest.approx(

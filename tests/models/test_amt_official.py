@@ -11,7 +11,7 @@ import pytest
 from mim_jax.corruptions.attention_driven import split_order
 from mim_jax.interop.official import from_mae
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
-from mim_jax.models.masked_predictor import take_rows
+from mim_jax.models.layers import gather_tokens
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify
 from tests.official import Case
@@ -32,7 +32,7 @@ def latents_and_predictions(params, image, visible, masked) -> tuple[jax.Array, 
     patches, weights = patchify(image, 4), {"params": params}
     both = NETWORK.apply(weights, patches, visible, masked, method="predict_all")
     place = jnp.argsort(jnp.concatenate([visible, masked], axis=1), axis=1)
-    return NETWORK.apply(weights, patches, visible, method="encode"), take_rows(both, place)
+    return NETWORK.apply(weights, patches, visible, method="encode"), gather_tokens(both, place)
 
 
 def test_attention_row(amt: Case) -> None:

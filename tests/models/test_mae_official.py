@@ -12,7 +12,8 @@ from mim_jax.corruptions.masking import split_by_noise, unit_mask_from_noise
 from mim_jax.interop.official import from_mae, from_simmim
 from mim_jax.models.classifier import Classifier
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
-from mim_jax.models.masked_predictor import MaskedPredictor, take_rows
+from mim_jax.models.layers import gather_tokens
+from mim_jax.models.masked_predictor import MaskedPredictor
 from mim_jax.models.positions import sincos_2d
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
@@ -42,7 +43,7 @@ def latents_and_predictions(params, image, visible, hidden) -> tuple[jax.Array, 
     patches, place = patchify(image, 8), jnp.argsort(jnp.concatenate([visible, hidden], axis=1), axis=1)
     latent = MAE.apply({"params": params}, patches, visible, method="encode")
     pred = MAE.apply({"params": params}, patches, visible, hidden, method="predict_all")
-    return latent, take_rows(pred, place)
+    return latent, gather_tokens(pred, place)
 
 
 def test_mae_latents_and_predictions(mae: Case) -> None:
@@ -136,8 +137,8 @@ def reconstruction_and_features(params, image, mask) -> tuple[jax.Array, jax.Arr
 
     def feature(net: MaskedPredictor) -> jax.Array:
         hidden = jnp.where(mask[..., None], net.mask_token, net.encoder.embed(patches))
-        rows = jnp.concatenate([net.encoder.cls_row(hidden), hidden], axis=1)
-        return net.encoder.final_norm(net.encoder.run(rows)[-1])[:, 1:]
+        rows = jnp.concatenate([net.encoder.cls_tokens(hidden), hidden], axis=1)
+        return net.encoder.final_norm(net.encoder.apply_blocks(rows)[-1])[:, 1:]
 
     made = SIMMIM.apply({"params": params}, patches, mask, everything, method="masked")
     return unpatchify(made, (8, 8)), SIMMIM.apply({"params": params}, method=feature)

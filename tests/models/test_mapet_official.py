@@ -12,8 +12,8 @@ import pytest
 
 from mim_jax.corruptions.permutation import attention_masks, ranks, targets_of
 from mim_jax.interop.official import from_mapet
+from mim_jax.models.attention_masks import TwoStreams
 from mim_jax.models.masked_predictor import MaskedPredictor
-from mim_jax.models.two_streams import TwoStreams
 from mim_jax.models.vit import ViTConfig
 from mim_jax.targets.pixels import patchify, unpatchify
 from tests import official
@@ -65,12 +65,12 @@ def streams(case: Case) -> tuple[np.ndarray, np.ndarray]:
     content, query = attention_masks(ranks(case.order), case.targets, CONTEXT)
 
     def run(net: MaskedPredictor) -> jax.Array:
-        real = net.encoder.tokens(patchify(case.image, 16))
+        real = net.encoder.input_tokens(patchify(case.image, 16))
         positions = jnp.broadcast_to(net.encoder.positions(), real.shape)
         queries = net.mask_token + jnp.take_along_axis(positions, case.targets[..., None], axis=1)
         rows = jnp.concatenate([real, queries, queries], axis=1)
         mask = jnp.concatenate([content, query], axis=1)[:, None]
-        return net.encoder.final_norm(net.encoder.run(rows, mask=mask, num_keys=SLOTS + TARGETS)[-1])
+        return net.encoder.final_norm(net.encoder.apply_blocks(rows, mask=mask, num_keys=SLOTS + TARGETS)[-1])
 
     out = np.asarray(jax.jit(lambda params: NETWORK.apply({"params": params}, method=run))(case.params))
     return out[:, : SLOTS + TARGETS], out[:, SLOTS + TARGETS :]
@@ -89,10 +89,12 @@ def test_content_stream_without_mask_is_a_plain_vit(case: Case) -> None:
     everything = jnp.ones((SLOTS, SLOTS), bool)
 
     def masked(net: MaskedPredictor) -> jax.Array:
-        return net.encoder.run(net.encoder.tokens(patchify(case.image, 16)), mask=everything)[-1]
+        return net.encoder.apply_blocks(net.encoder.input_tokens(patchify(case.image, 16)), mask=everything)[
+            -1
+        ]
 
     def plain(net: MaskedPredictor) -> jax.Array:
-        return net.encoder.run(net.encoder.tokens(patchify(case.image, 16)))[-1]
+        return net.encoder.apply_blocks(net.encoder.input_tokens(patchify(case.image, 16)))[-1]
 
     both = jax.jit(lambda params: [NETWORK.apply({"params": params}, method=m) for m in (masked, plain)])(
         case.params

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax.models.masked_predictor import SwinPredictor
 from mim_jax.models.swin import SWIN_VARIANTS, Swin, SwinConfig
-from mim_jax.models.swin_predictor import SwinPredictor
-from mim_jax.models.window_attention import WindowAttention
-from mim_jax.models.windows import shift_regions, token_places
+from mim_jax.models.windows import WindowAttention, shift_regions, token_places
 
 # A map of 6x10 in windows of 4: padded and shifted; merged into 3x5, of which the rows are one window.
 SMALL = SwinConfig((12, 20), 2, 16, (2, 1), (2, 4), (4, 4))
@@ -52,7 +51,7 @@ def test_parameter_counts_are_the_specs(name: str, count: int) -> None:
 
 def test_sizes_of_a_config() -> None:
     base = SwinConfig(**SWIN_VARIANTS["swinv2_b"], drop_path=0.1)
-    assert (base.grid, base.num_patches, base.num_slots, base.prefix) == ((48, 48), 2304, 2304, 0)
+    assert (base.grid, base.num_patches, base.num_tokens, base.prefix) == ((48, 48), 2304, 2304, 0)
     assert (base.cells, base.stride, base.features, base.depth) == ((6, 6), 32, 1024, 24)
     assert base.maps == ((48, 48), (24, 24), (12, 12), (6, 6)) and base.widths == (128, 256, 512, 1024)
     assert base.drop_path_rates[0] == 0 and base.drop_path_rates[-1] == pytest.approx(0.1)
@@ -215,9 +214,9 @@ def test_blocks_whose_norms_are_zero_do_nothing() -> None:
 
     @jit
     def both(params: Any) -> Any:
-        x = Swin(SMALL).apply({"params": params}, patches_for(SMALL), method="tokens")
+        x = Swin(SMALL).apply({"params": params}, patches_for(SMALL), method="input_tokens")
         merged = Swin(SMALL).apply({"params": params}, x, method=lambda net, x: net.merge[0](x))
-        layers = Swin(SMALL).apply({"params": params}, x, method="run")
+        layers = Swin(SMALL).apply({"params": params}, x, method="apply_blocks")
         return x, merged, layers
 
     x, merged, layers = both(params)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mim_jax.interop.swin import from_swin
+from mim_jax.models.masked_predictor import SwinPredictor
 from mim_jax.models.swin import Swin, SwinConfig
-from mim_jax.models.swin_predictor import SwinPredictor
 from mim_jax.models.windows import log_offsets
 from mim_jax.targets.pixels import patchify, unpatchify
 from tests.conftest import official
@@ -204,7 +204,7 @@ def simmim_loss(config: SwinConfig) -> Any:
     def features(net: SwinPredictor, patches: jax.Array, mask: jax.Array) -> jax.Array:
         embedded = net.encoder.embed(patches)
         hidden = jnp.where(mask.reshape(len(mask), -1, 1) == 1, net.mask_token, embedded)
-        return net.encoder.final_norm(net.encoder.run(hidden)[-1])
+        return net.encoder.final_norm(net.encoder.apply_blocks(hidden)[-1])
 
     def loss(params: Any, image: jax.Array, target: jax.Array, mask: jax.Array) -> Any:
         everything = jnp.broadcast_to(jnp.arange(count), (len(image), count))

@@ -11,15 +11,15 @@ from mim_jax.models.windows import (
     PADDING,
     WindowPlan,
     attention_geometry,
-    cut,
-    join,
+    from_windows,
     log_offsets,
-    partition,
     plan_windows,
-    reverse,
     shift_regions,
+    to_windows,
     token_places,
     window_coordinates,
+    window_partition,
+    window_reverse,
 )
 
 # docs/papers/dark_secrets.md 1.2: window, window of pre-training, g of offset 1 and of the largest offset.
@@ -84,7 +84,7 @@ def test_the_specs_shifted_map() -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_cut_and_join_are_inverses(plan: WindowPlan) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, plan.grid[0] * plan.grid[1], 3)), jnp.float32)
-    windows, back = jax.jit(lambda x: (cut(x, plan), join(cut(x, plan), plan)))(x)
+    windows, back = jax.jit(lambda x: (to_windows(x, plan), from_windows(to_windows(x, plan), plan)))(x)
     assert windows.shape == (2, plan.count, plan.tokens, 3)
     np.testing.assert_array_equal(back, x)
     # Where each token comes from, and zeros where there is none.
@@ -96,10 +96,10 @@ def test_cut_and_join_are_inverses(plan: WindowPlan) -> None:
 
 def test_partition_is_raster_order_and_reverse_undoes_it() -> None:
     x = np.arange(2 * 4 * 6).reshape(2, 4, 6, 1)
-    windows = partition(x, (2, 3))
+    windows = window_partition(x, (2, 3))
     np.testing.assert_array_equal(windows[0, 1, :, 0], [3, 4, 5, 9, 10, 11])
     np.testing.assert_array_equal(windows[1, 2, :, 0], 24 + np.array([12, 13, 14, 18, 19, 20]))
-    np.testing.assert_array_equal(reverse(jnp.asarray(windows), (2, 3), (4, 6)), x)
+    np.testing.assert_array_equal(window_reverse(jnp.asarray(windows), (2, 3), (4, 6)), x)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -113,7 +113,7 @@ def test_regions_are_the_specs_slices(plan: WindowPlan) -> None:
         if shift:
             label[-side:-shift], label[-shift:] = 1, 2
         axes.append(label)
-    expected = partition((3 * axes[0][:, None] + axes[1])[None, ..., None], plan.window)[0, ..., 0]
+    expected = window_partition((3 * axes[0][:, None] + axes[1])[None, ..., None], plan.window)[0, ..., 0]
     np.testing.assert_array_equal(shift_regions(plan), expected)
 
 
