@@ -18,7 +18,7 @@ from mim_jax.config.schema import Config
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.storage import parse_path
-from mim_jax.training.inherit import read_run
+from mim_jax.training.pretrained import read_run
 from mim_jax.training.workdir import read_config
 
 POOLS = ("mean", "cls")

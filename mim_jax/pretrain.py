@@ -28,10 +28,10 @@ from mim_jax.storage import parse_path
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.divergence import read_divergence
-from mim_jax.training.inherit import inherit, with_encoder_of, without_effect
 from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.loop import restore_or_create, train
 from mim_jax.training.optimiser import make_optimiser
+from mim_jax.training.pretrained import ignored_keys, load_encoder, with_network_of_init
 from mim_jax.training.replay import replay as repeat
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import make_mesh
@@ -87,7 +87,7 @@ class _Ready:
 def _ready(config: Config) -> _Ready:
     """Everything that a mistake can be found in before a directory is touched."""
     import_wandb(config)  # a missing package is said before anything is compiled
-    given, config = config, inherit(config)
+    given, config = config, with_network_of_init(config)
     train_dataset, test_dataset = (
         open_split(config.data, split, config.seed) for split in (config.data.split, config.data.test_split)
     )
@@ -121,7 +121,7 @@ def _ready(config: Config) -> _Ready:
         prefetch=config.data.prefetch,
         extras=extras | tables.extras(),
     )
-    lines = [*without_effect(given, asked), *chosen(asked, config, len(train_dataset), side)]
+    lines = [*ignored_keys(given, asked), *chosen(asked, config, len(train_dataset), side)]
     return _Ready(config, train_dataset, test_dataset, method, mesh, tables, shapes, optimiser, loader, lines)
 
 
@@ -199,7 +199,7 @@ def _begun(ready: _Ready, checkpoints: Checkpoints, before: int | None = None) -
         before=before,
     )
     if first_step == 0 and config.init:
-        params = with_encoder_of(config.init, method, state.params)
+        params = load_encoder(config.init, method, state.params)
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}  # donated buffers must not alias
         state = dataclasses.replace(state, params=params, ema=ema)
     return first_step, state

@@ -18,7 +18,7 @@ from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.data import DataError, open_dataset
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
-from mim_jax.training.inherit import inherit, with_encoder_of
+from mim_jax.training.pretrained import load_encoder, with_network_of_init
 from mim_jax.transfer.per_image import decode_correct, read_correct
 
 pytestmark = pytest.mark.slow
@@ -112,13 +112,13 @@ def test_sincos_positions_become_learned_ones(tmp_path: Path) -> None:
         "schedule.warmup_steps": 0, "eval.baselines": False, "eval.heldout_examples": 20,
     }))  # fmt: skip
     assert pretrain.run(donor, tmp_path / "mae") == 0
-    config = inherit(config_of("linear_probe", tmp_path / "mae"))
+    config = with_network_of_init(config_of("linear_probe", tmp_path / "mae"))
     assert config.model.positions == "learned" and config.model.image_size == (32, 32)
     probe_config = pretrain.complete_options(
         pretrain.resolve(config, num_examples=40, num_devices=1, platform="cpu"), 10
     )
     method = pretrain.build_method(probe_config)
-    params = with_encoder_of(str(tmp_path / "mae"), method, method.init_params(jax.random.key(0)))
+    params = load_encoder(str(tmp_path / "mae"), method, method.init_params(jax.random.key(0)))
     run = mim_jax.load(tmp_path / "mae")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     np.testing.assert_allclose(
@@ -154,7 +154,7 @@ def test_mistakes_are_one_sentence(finished_run: Path, probed: Path, tmp_path: P
 
 
 def test_another_encoder_is_named(finished_run: Path) -> None:
-    config = inherit(config_of("linear_probe", finished_run))
+    config = with_network_of_init(config_of("linear_probe", finished_run))
     wider = pretrain.dataclasses.replace(
         config, model=pretrain.dataclasses.replace(config.model, width=64, positions="none")
     )
@@ -165,7 +165,7 @@ def test_another_encoder_is_named(finished_run: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"has another encoder: encoder/.* is \[.*32.*\] there and \[.*64.*\] here"
     ):
-        with_encoder_of(str(finished_run), method, method.init_params(jax.random.key(0)))
+        load_encoder(str(finished_run), method, method.init_params(jax.random.key(0)))
 
 
 def test_features_that_are_no_numbers(

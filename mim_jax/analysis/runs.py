@@ -16,8 +16,7 @@ from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.imported import is_weights, read_imported, with_network_of
-from mim_jax.training.inherit import read_run
+from mim_jax.training.pretrained import is_weights_file, read_run, read_weights_file, with_network_of_weights
 from mim_jax.training.sources import open_split
 from mim_jax.training.workdir import read_config
 
@@ -69,8 +68,8 @@ def check_comparable(directories: dict[str, Path], step: int | None) -> None:
     """
     sizes = {}
     for name, directory in directories.items():
-        if is_weights(str(directory)):
-            config = with_network_of(Config(), str(directory))
+        if is_weights_file(str(directory)):
+            config = with_network_of_weights(Config(), str(directory))
         else:
             config = read_config(directory)
             if step is None:
@@ -109,8 +108,8 @@ def read(
         ConfigError, CheckpointError, DataError: one sentence.
     """
     step: int | None = None
-    if is_weights(str(directory)):
-        own, method, params = read_imported(directory)
+    if is_weights_file(str(directory)):
+        own, method, params = read_weights_file(directory)
         params = jax.device_put(params, sharding)
         kind = kind or "other"
         if config.data.source == OWN:

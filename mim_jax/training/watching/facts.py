@@ -13,7 +13,7 @@ from mim_jax.data import Dataset, Loader
 from mim_jax.methods.protocol import Method
 from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.epochs import phase_starts
-from mim_jax.training.imported import is_weights
+from mim_jax.training.pretrained import is_weights_file
 from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, sessions
 from mim_jax.training.watching.log import read_metrics, say
@@ -97,7 +97,7 @@ def method_text(config: Config) -> str:
 def init_text(config: Config) -> str:
     """What the encoder comes from: 'mae-demo (mae, 400 steps), runs/mae-demo'; of somebody else's weights the file."""
     init = str(config.init)
-    if is_weights(init):
+    if is_weights_file(init):
         text = f"{init_name(config)}, {init}"
     else:
         donor = read_config(parse_path(init, "config.init"))

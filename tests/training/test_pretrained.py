@@ -17,8 +17,13 @@ from mim_jax.methods import build_method, complete_options
 from mim_jax.models.positions import resize_positions
 from mim_jax.models.surgery import shuffled_order
 from mim_jax.models.vit import ViT
-from mim_jax.training.imported import read_imported
-from mim_jax.training.inherit import inherit, model_at_size, with_encoder_of, without_effect
+from mim_jax.training.pretrained import (
+    ignored_keys,
+    load_encoder,
+    model_at_size,
+    read_weights_file,
+    with_network_of_init,
+)
 from tests.official import split_heads
 
 WIDTH, PATCH, GRID = 64, 4, 4
@@ -58,7 +63,7 @@ def weights(tmp_path):
 
 def inherited(file: str, **values):
     """The configuration of a file as a run has it after inheriting."""
-    return inherit(check(override(load(f"configs/{file}.py"), {"data.batch_size": 8, **values})))
+    return with_network_of_init(check(override(load(f"configs/{file}.py"), {"data.batch_size": 8, **values})))
 
 
 def started_from(weights: str, file: str, **more):
@@ -66,7 +71,7 @@ def started_from(weights: str, file: str, **more):
     config = inherited(file, **{"init": weights, "data.source": "digits", "method.num_classes": 4, **more})
     resolved = resolve(config, num_examples=800, num_devices=1, platform="cpu")
     method = build_method(complete_options(resolved))
-    return method, with_encoder_of(weights, method, method.init_params(jax.random.key(0)))
+    return method, load_encoder(weights, method, method.init_params(jax.random.key(0)))
 
 
 @pytest.mark.slow
@@ -89,7 +94,7 @@ def test_the_encoder_is_theirs(weights, file) -> None:
 def test_heads_and_what_is_read_for_analyses(weights) -> None:
     method, _ = started_from(weights, "finetune", **{"model.heads": 4})
     assert method.vit.heads == 4
-    config, method, params = read_imported(weights)
+    config, method, params = read_weights_file(weights)
     assert config.model.image_size == (16, 16) and method.vit.width == WIDTH
     np.testing.assert_array_equal(params["encoder"]["cls_token"], state()["cls_token"])
 
@@ -106,7 +111,7 @@ def test_refusals(weights, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"encoder/norm/bias is absent there"):
         started_from(str(bare), "linear_probe")
     with pytest.raises(ConfigError, match="whole encoder: norm"):
-        read_imported(bare)
+        read_weights_file(bare)
 
 
 def test_surgery_before_the_start(weights) -> None:
@@ -171,7 +176,7 @@ def test_a_key_without_effect_is_said(finished_run) -> None:
     values = {"init": str(finished_run), "data.source": "init", "data.batch_size": 8, "model.image_size": 16}
     values |= {"model.depth": 3, "model.variant": "mu"}  # the variant is as it is there
     asked = check(override(load("finetune"), values))
-    made = inherit(asked)
+    made = with_network_of_init(asked)
     assert made.model.image_size == 16
-    assert without_effect(asked, made) == ["model.depth=2, that of config.init; 3 has no effect"]
-    assert without_effect(made, made) == []
+    assert ignored_keys(asked, made) == ["model.depth=2, that of config.init; 3 has no effect"]
+    assert ignored_keys(made, made) == []
