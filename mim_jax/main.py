@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mim_jax import pretrain
 from mim_jax.analysis import job as analysis
 from mim_jax.config.arguments import Parser, command, start
 from mim_jax.config.check import ConfigError, check
@@ -13,12 +12,12 @@ from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
 from mim_jax.methods import check_options
-from mim_jax.tasks import fit_tokenizer, gallery
+from mim_jax.tasks import fit_tokenizer, gallery, train
 from mim_jax.training import distributed
 from mim_jax.training.watching.watch import Diverged
 
 TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
-    "pretrain": (check_options, pretrain.run),
+    "pretrain": (check_options, train.run),
     "gallery": (check_options, gallery.run),
     "tokenizer": (fit_tokenizer.check_job, fit_tokenizer.run),
     "analyze": (analysis.check_job, analysis.run),
@@ -95,7 +94,7 @@ def _replay(config: Config, workdir: str, options: argparse.Namespace) -> int:
         raise ConfigError(
             "--replay=FILE repeats an update of a run: give its own command, without --overwrite"
         )
-    return pretrain.replay(config, workdir, options.replay)
+    return train.replay(config, workdir, options.replay)
 
 
 if __name__ == "__main__":

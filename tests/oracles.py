@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mim_jax.data import crop_and_resize, open_dataset
-from mim_jax.data.crop import centre_square_box
+from mim_jax.data.crop import CentreSquare, ExampleKey
 
 
 def oracle(name: str) -> ModuleType:
@@ -49,6 +49,9 @@ def shake(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
 def photographs(size: tuple[int, int]) -> np.ndarray:
     """Centred squares of the embedded photographs, resized: float32 [10, H, W, 3] in [0, 1]."""
     source = open_dataset("photos", "train", crops_per_picture=1)
-    pictures = [source[index].pixels() for index in range(len(source))]
-    squares = [crop_and_resize(pixels, centre_square_box(*pixels.shape[:2]), size) for pixels in pictures]
+    pictures = [source[index].image.pixels() for index in range(len(source))]
+    squares = [
+        crop_and_resize(pixels, CentreSquare().box(*pixels.shape[:2], size, ExampleKey(0, 0, 0)), size)
+        for pixels in pictures
+    ]
     return np.stack(squares).astype(np.float32) / 255

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from small import keys, small_method
 
-from mim_jax.methods.protocol import Method
-from mim_jax.training.step import means, sum_terms
+from mim_jax.methods import Variables
+from mim_jax.methods.method import Method
+from mim_jax.methods.terms import means, sum_terms
 
 AS_THEY_ARE = {"data.mean": (0.0, 0.0, 0.0), "data.std": (1.0, 1.0, 1.0), "model.drop_path": 0.0}
 """For images that are normalised already: the method's own normalisation changes nothing."""
@@ -50,13 +51,13 @@ def run(method: Method, params: Any, image: jax.Array, *, derive: bool = False, 
     }
 
     def objective(params: Any, seen: jax.Array, compared: jax.Array) -> Any:
-        view = method.corrupt(keys(count), {**data, "image": seen}, {})
+        view = method.corrupt(keys(count), {**data, "image": seen}, Variables())
         if "target" in view:
-            other = method.corrupt(keys(count), {**data, "image": compared}, {})
+            other = method.corrupt(keys(count), {**data, "image": compared}, Variables())
             view = {**view, "target": other["target"]}
-        outputs = method.forward(params, view, keys(count), True)
+        outputs = method.forward(Variables(params), view, keys(count), True)
         sums = sum_terms(method.loss(outputs, view), data["valid"])
-        return means(method, sums)["loss"], (sums, view, outputs)
+        return means(sums, method.loss_weights)["loss"], (sums, view, outputs)
 
     if not derive:
         loss, (sums, view, outputs) = jax.jit(objective)(params, image, image)

@@ -19,11 +19,13 @@ from jax.sharding import AxisType, Mesh
 from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
-from mim_jax.methods import Method, build_method, complete_options
+from mim_jax.config.schema import Config
+from mim_jax.methods import Variables, build_method, complete_options
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, state_shardings
 from mim_jax.training.state import state_shapes
 from mim_jax.training.step import make_train_step
+from tests.small import classes
 
 SHAPE = r"tensor<(?:[\dx]*x)?(\w+)>"
 REDUCE = re.compile(rf"stablehlo\.reduce\(.*applies stablehlo\.add .*: \({SHAPE}, ")
@@ -146,15 +148,16 @@ def operation(line: str) -> str:
     return f"{line.partition(' = ')[2][:60]} ... {named[1] if named else ''}"
 
 
-def trace_step(method: Method, batch: dict[str, Any], mesh: Mesh, artefacts: Any) -> Any:
+def trace_step(config: Config, batch: dict[str, Any], mesh: Mesh, prepared: Variables) -> Any:
     """The method's train step, traced from shapes alone for the devices of `mesh`, in the method's last phase.
 
-    batch: arrays or ShapeDtypeStructs by key, as the loader makes them. artefacts: of the method, or their shapes.
+    batch: arrays or ShapeDtypeStructs by key, as the loader makes them. prepared: by the method, or its shapes.
     """
+    method = build_method(config)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    optimiser = make_optimiser(method.config, method.rules, shapes, 10.0)
-    state = state_shapes(method, optimiser, artefacts, bool(method.config.optim.ema))
-    step = make_train_step(method.in_phase(method.phases[-1]), optimiser, state, mesh, 10.0)
+    optimiser = make_optimiser(config, method.rules, shapes, 10.0)
+    state = state_shapes(method, optimiser, prepared, bool(config.optim.ema))
+    step = make_train_step(method.phases[-1].method, optimiser, state, mesh, config, 10.0)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         state,
@@ -182,21 +185,23 @@ def main(platform: str, names: Sequence[str]) -> None:
         count = PER_DEVICE * mesh.size
         config = load(f"configs/{file}.py:imagenet")
         override(config, {"model.dtype": "bfloat16", "model.depth": 2, "data.batch_size": count, **overrides})
-        method = build_method(
-            complete_options(
-                resolve(check(config), num_examples=1_281_167, num_devices=mesh.size, platform=platform), 1000
-            )
+        resolved = complete_options(
+            resolve(check(config), num_examples=1_281_167, num_devices=mesh.size, platform=platform),
+            classes(1000),
         )
-        size, grid = method.input_spec.size, method.net.grid
+        method = build_method(resolved)
+        size, grid = method.view(True).keys["image"].shape[:2], method.net.grid
         rows = {
             "image": jax.ShapeDtypeStruct((count, *size, 3), np.uint8),
             "flip": jax.ShapeDtypeStruct((count,), np.bool_),
             "valid": jax.ShapeDtypeStruct((count,), np.bool_),
             "box": jax.ShapeDtypeStruct((count, 4), np.float32),
             "tokens": jax.ShapeDtypeStruct((count, grid[0] * grid[1]), np.int32),
-            **{k: jax.ShapeDtypeStruct((count,), np.int32) for k in ("index", "draw", "label")},
+            **{k: jax.ShapeDtypeStruct((count,), np.int32) for k in ("index", "epoch", "label")},
         }
-        compiled = trace_step(method, rows, mesh, {}).lower(lowering_platforms=(platform,)).compile()
+        compiled = (
+            trace_step(resolved, rows, mesh, Variables()).lower(lowering_platforms=(platform,)).compile()
+        )
         text, memory = compiled.as_text(), compiled.memory_analysis()
         reduced = {dtype: 0 for dtype, _ in all_reduce_types(text)}
         for dtype, elements in all_reduce_types(text):
@@ -215,7 +220,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mae": ("mae", 1, {"method.decoder_depth": 2}),
     "mae, fsdp": ("mae", 4, {"method.decoder_depth": 2}),
     "simmim": ("simmim", 1, {}),
-    "mapet": ("mapet", 1, {"method.tokens": "given"}),
+    "mapet": ("mapet", 1, {"method.tokens": "ids that are in the batch"}),
     "classify": ("supervised", 1, {"model.layer_scale": 0.1, "model.positions": "learned"}),
 }
 """Name -> (config file, devices on the axis fsdp, overrides of its preset imagenet)."""

@@ -1,6 +1,7 @@
 """Small resolved configurations and batches for tests."""
 
 import runpy
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,8 @@ from mim_jax.config.check import check
 from mim_jax.config.files import override
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config
-from mim_jax.methods import Method, build_method, complete_options
+from mim_jax.data import ClassLabel
+from mim_jax.methods import Method, Variables, build_method, complete_options
 
 EXAMPLES = 96
 SMALL = {
@@ -75,7 +77,7 @@ def batch(count: int = 16, size: int = 16, first: int = 0) -> dict[str, np.ndarr
     return {
         "image": images(first + count, size)[first:],
         "index": index,
-        "draw": np.zeros(count, np.int32),
+        "epoch": np.zeros(count, np.int32),
         "box": np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1)),
         "flip": np.zeros(count, bool),
         "label": (index % 4).astype(np.int32),
@@ -83,9 +85,15 @@ def batch(count: int = 16, size: int = 16, first: int = 0) -> dict[str, np.ndarr
     }
 
 
-def artefacts(method: Method) -> dict[str, Any]:
-    """What the method prepares from the small pictures."""
-    return method.prepare(lambda: [images(64, method.vit.image_size[0])])
+def prepared(method: Method, params: Any = None) -> Variables:
+    """What the method prepares from the small images, with parameters."""
+    variables = method.prepare(lambda: [images(64, method.net.image_size[0])], 0)
+    return variables.replace(params=params or {})
+
+
+def classes(count: int) -> Any:
+    """A dataset as far as options are completed by it: images of so many classes."""
+    return SimpleNamespace(num_classes=count, annotation=ClassLabel)
 
 
 def keys(count: int = 16, seed: int = 0) -> jax.Array:

@@ -19,6 +19,7 @@ from small import small_config
 from tiny import STEPS, tiny_config, tiny_run
 
 import mim_jax
+import mim_jax.tasks.train
 from mim_jax import storage
 from mim_jax.compare.__main__ import run as compare
 from mim_jax.config.check import ConfigError
@@ -128,7 +129,7 @@ def test_a_run_in_a_bucket_trains_stops_resumes_and_is_loaded(
 ) -> None:
     workdir = "gs://bucket/runs/tiny"
     with monkeypatch.context() as stopping:
-        stopping.setattr("mim_jax.pretrain.Shutdown.requested_at", lambda self, step: step >= 3)
+        stopping.setattr("mim_jax.tasks.train.Shutdown.requested_at", lambda self, step: step >= 3)
         assert tiny_run(workdir) == 75
     assert {"mim_jax.json", "config.json", "versions.json", "metrics.jsonl", "sessions.json"} <= kept(
         objects, "bucket/runs/tiny"
@@ -147,7 +148,7 @@ def test_a_run_in_a_bucket_trains_stops_resumes_and_is_loaded(
         tiny_run(workdir, optim__lr=0.5)
     before = dict(objects)
     with pytest.raises(StorageError, match="lies in a bucket, where nothing can be moved aside"):
-        mim_jax.pretrain.run(tiny_config(), workdir, overwrite=True)
+        mim_jax.tasks.train.run(tiny_config(), workdir, overwrite=True)
     assert objects == before
 
 
@@ -219,7 +220,7 @@ def test_images_and_weights_in_a_bucket(objects: Objects) -> None:
     bucket.put("bucket/images/a/notes.txt", b"")
     source = open_dataset("folder:gs://bucket/images", "train")
     assert source.class_names == ("a", "b") and 0 < len(source) < 6
-    assert {source[index].label for index in range(len(source))} == {0, 1}
+    assert {source[index].annotation.index for index in range(len(source))} == {0, 1}
     for name in ("train/0.png", "train/1.png", "train/2.png", "test/0.png"):
         bucket.put(f"bucket/split/{name}", _png(0))
     assert [len(open_dataset("folder:gs://bucket/split", split)) for split in ("train", "test")] == [3, 1]

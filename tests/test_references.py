@@ -22,6 +22,7 @@ MADE_UP = {
     "configs/mapett.py",
     "configs/hidden_colour.py",
     "mim_jax/data/datasets/npy.py",
+    "mim_jax/data/views/captions.py",
     "mim_jax/methods/hidden_colour.py",
     "mim_jax/targets/colour.py",
 }

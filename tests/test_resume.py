@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import pretrain
 from mim_jax.config.check import check
+from mim_jax.tasks import train
 from mim_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -123,12 +123,12 @@ def in_process(workdir: Path, steps: int, total: int = 24) -> None:
         config[section][name] = value
     checked = check(config)
     checked = dataclasses.replace(checked, mesh=dataclasses.replace(checked.mesh, data=8))
-    stop = pretrain.Shutdown.requested_at
+    stop = train.Shutdown.requested_at
     try:
-        pretrain.Shutdown.requested_at = lambda self, step: step >= steps
-        pretrain.run(checked, workdir)
+        train.Shutdown.requested_at = lambda self, step: step >= steps
+        train.run(checked, workdir)
     finally:
-        pretrain.Shutdown.requested_at = stop
+        train.Shutdown.requested_at = stop
 
 
 def test_same_process_on_eight_devices(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small import artefacts, batch, small_method
+from small import batch, prepared, small_config
 from test_resume import history
 
-from mim_jax import pretrain
 from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.data import place
+from mim_jax.methods import build_method
+from mim_jax.tasks import train
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import abstract, batch_sharding, state_shardings
@@ -37,7 +38,8 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_steps_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     """Four steps, and two steps, a checkpoint, two more: the same losses, bit for bit."""
-    method = small_method(name.split(maxsplit=1)[0], {**TASKS[name], "optim.lr": 1e-3})
+    config = small_config(name.split(maxsplit=1)[0], {**TASKS[name], "optim.lr": 1e-3})
+    method = build_method(config)
     mesh = jax.make_mesh(
         (1, 1, 1),
         ("data", "fsdp", "tensor"),
@@ -45,11 +47,11 @@ def test_steps_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
         devices=jax.devices()[:1],
     )
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    optimiser = make_optimiser(method.config, method.rules, shapes, 6.0)
-    state = create_state(method, optimiser, artefacts(method), ema=False, mesh=mesh)
+    optimiser = make_optimiser(config, method.rules, shapes, 6.0)
+    state = create_state(method, optimiser, prepared(method), ema=False, mesh=mesh, seed=config.seed)
     layout = jax.eval_shape(lambda: state)
-    step = make_train_step(method, optimiser, layout, mesh, 6.0)
-    side = method.input_spec.size[0]
+    step = make_train_step(method, optimiser, layout, mesh, config, 6.0)
+    side = method.view(True).keys["image"].shape[0]
     batches = [
         place(
             {
@@ -82,9 +84,9 @@ def test_front_door_trains_and_resumes(spec: str, tmp_path: Path, monkeypatch: p
     config = check(override(load(",".join([f"configs/{name}.py", *pairs])), TINY))
     for stop_after, code in ((2, 75), (100, 0)):
         monkeypatch.setattr(
-            pretrain.Shutdown, "requested_at", lambda self, step, after=stop_after: step >= after
+            train.Shutdown, "requested_at", lambda self, step, after=stop_after: step >= after
         )
-        assert pretrain.run(config, tmp_path / "run") == code
+        assert train.run(config, tmp_path / "run") == code
     lines = history(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000

@@ -1,33 +1,41 @@
-"""Tokens of a whole source: computed once or in every step they are the same; wherever the command is stopped, so are the bytes."""
+"""Tokens of a whole dataset: computed once or in every step they are the same; wherever the command is stopped, so are the bytes."""
 
-import functools
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 from PIL import Image
 from small import keys
 
-from mim_jax.cached_tokens import HELD_OUT, held_out_tokens
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
-from mim_jax.data import DataError, EvenSample, InputSpec, Loader, TokenCache, open_dataset
-from mim_jax.data.crop import box_for
+from mim_jax.config.schema import Config
+from mim_jax.data import (
+    DataError,
+    ImageView,
+    Loader,
+    SecondSizeView,
+    TokenCache,
+    evaluation_batches,
+    evenly_spaced,
+    open_dataset,
+    over_classes,
+)
+from mim_jax.data.crop import CentreSquare, NoCrop
 from mim_jax.data.datasets.base import ArrayDataset
-from mim_jax.evaluators import eval_batches, make_evaluators
-from mim_jax.methods import build_method, complete_options
+from mim_jax.methods import Method, Variables, build_method, complete_options
+from mim_jax.methods.token_method import HELD_OUT
 from mim_jax.tasks import fit_tokenizer, tokenize
 from mim_jax.tasks.codes_report import most_used
 from mim_jax.tokenizers.tokenizer import open_tokenizer
+from mim_jax.training.evaluation import evaluation_context
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.state import TrainState
 
 pytestmark = pytest.mark.slow
 
@@ -67,29 +75,54 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def method_of(**more: object):
+def config_of(**more: object) -> Config:
     config = check(override(load("configs/mapet.py"), {**TINY, "data.batch_size": 8, **more}))
-    return build_method(complete_options(resolve(config, num_examples=1437, num_devices=1, platform="cpu")))
+    return complete_options(resolve(config, num_examples=1437, num_devices=1, platform="cpu"))
+
+
+def method_of(**more: object) -> Method:
+    return build_method(config_of(**more))
 
 
 def test_cached_and_online_tokens_are_the_same(tokenizer, cache) -> None:
     online, cached = method_of(**{"method.weights": tokenizer}), method_of(**{"method.tokens": str(cache)})
     dataset = open_dataset("digits", "train")
-    tokens = TokenCache.open(cache, expect={})
-    with (
-        Loader(dataset, online.input_spec, batch_size=8, seed=0) as first,
-        Loader(
-            dataset, cached.input_spec, batch_size=8, seed=0, extras={"tokens": tokens.__getitem__}
-        ) as second,
-    ):
-        views = [
-            jax.jit(method.corrupt)(keys(8), loader.batch(3), artefacts)
-            for method, loader, artefacts in ((online, first, online.frozen), (cached, second, {}))
-        ]
+    views = []
+    for method in (online, cached):
+        with Loader(dataset, method.train_view(dataset), batch_size=8, seed=0) as loader:
+            corrupt = jax.jit(method.corrupt)
+            views.append(corrupt(keys(8), loader.batch(3), Variables(artefacts=method.constants)))
     np.testing.assert_array_equal(views[0]["labels"], views[1]["labels"])
     np.testing.assert_array_equal(views[0]["patches"], views[1]["patches"])
-    assert len(np.unique(views[0]["labels"])) > 4 and "teacher" in online.frozen and not cached.frozen
-    assert any("runs in every step" in line for line in online.remarks)
+    assert len(np.unique(views[0]["labels"])) > 4 and "teacher" in online.constants and not cached.constants
+    assert any("runs in every step" in line for line in online.notes)
+
+
+def test_cached_ids_are_found_by_the_number_in_the_dataset(cache) -> None:
+    """Of examples spread over a dataset, and of some of these: those that a run's report draws."""
+    method = method_of(**{"method.tokens": str(cache)})
+    for split, folder, view_of in (
+        ("train", cache, method.train_view),
+        ("test", cache / HELD_OUT, method.eval_view),
+    ):
+        dataset = open_dataset("digits", split)
+        tokens = TokenCache.open(folder, expect={})
+        few = evenly_spaced(dataset, 100)
+        fewer = over_classes(few, 8)
+        numbers = few.numbers(range(100))
+        assert set(fewer.numbers(range(8)).tolist()) < set(numbers.tolist())
+        for part in (dataset, few, fewer):
+            (batch,) = evaluation_batches(part, view_of(part), batch_size=8, limit=8)
+            wanted = np.arange(8) if part is dataset else part.numbers(range(8))
+            np.testing.assert_array_equal(batch["tokens"], tokens[wanted])
+            np.testing.assert_array_equal(batch["image"], dataset.images[wanted])
+
+
+@pytest.mark.parametrize("change", [{"augment.flip": True}, {"augment.crop": "random_resized"}])
+def test_cached_ids_are_refused_for_a_random_view(cache, change) -> None:
+    method = method_of(**{"method.tokens": str(cache), **change})
+    with pytest.raises(ConfigError, match="one fixed, unflipped view"):
+        method.train_view(open_dataset("digits", "train"))
 
 
 def test_the_tokenizers_image_is_flipped_with_the_networks(tokenizer) -> None:
@@ -98,61 +131,62 @@ def test_the_tokenizers_image_is_flipped_with_the_networks(tokenizer) -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     flip = np.array([False, True, True, False])
     mirrored = np.where(flip[:, None, None, None], image[:, :, ::-1], image)
-    ids = method.labels({"teacher": image, "flip": flip}, None, method.frozen)
-    expected = method.labels({"teacher": mirrored, "flip": np.zeros(4, bool)}, None, method.frozen)
+    ids = method.labels({"teacher": image, "flip": flip}, None, method.constants)
+    expected = method.labels({"teacher": mirrored, "flip": np.zeros(4, bool)}, None, method.constants)
     np.testing.assert_array_equal(ids, expected)
-    unflipped = method.labels({"teacher": image, "flip": np.zeros(4, bool)}, None, method.frozen)
+    unflipped = method.labels({"teacher": image, "flip": np.zeros(4, bool)}, None, method.constants)
     assert (np.asarray(ids) != np.asarray(unflipped)).any(axis=1).tolist() == flip.tolist()
 
 
-def held_out_loss(method, tmp_path: Path, parameters) -> dict[str, float]:
-    """Of untrained parameters, on a part of the held-out digits."""
-    config = method.config
+def evaluators_of(config: Config, tmp_path: Path):
     axes = ("data", "fsdp", "tensor")
     mesh = jax.make_mesh((1, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    splits = [open_dataset("digits", split) for split in ("train", "test")]
-    batches = functools.partial(eval_batches, config, mesh)
-    evaluators = make_evaluators(config, method, mesh, *splits, batches, tmp_path)
-    (held_out,) = (evaluator for evaluator in evaluators if evaluator.name == "heldout")
-    state = TrainState(jnp.int32(0), parameters, {}, method.frozen, {})
-    return held_out(state, baselines=False)
+    train, test = (open_dataset("digits", split) for split in ("train", "test"))
+    return build_method(config).evaluators(evaluation_context(config, mesh, train, test, tmp_path))
 
 
-def test_a_run_from_a_cache_has_the_held_out_loss_of_one_without(tokenizer, cache, tmp_path, capsys) -> None:
-    """100 of the 360 held-out images: their ids must be found by their numbers in the source."""
+def held_out_loss(config: Config, tmp_path: Path, params) -> dict[str, float]:
+    """Of untrained parameters, on a part of the held-out digits."""
+    (held_out,) = evaluators_of(config, tmp_path)
+    assert held_out.name == "heldout"
+    return held_out(Variables(params=params, artefacts=build_method(config).constants), baselines=False)
+
+
+def test_a_run_from_a_cache_has_the_held_out_loss_of_one_without(tokenizer, cache, tmp_path) -> None:
+    """100 of the 360 held-out images: their ids must be found by their numbers in the dataset."""
     some = {"eval.heldout_examples": 100, "eval.knn": False}
-    online = method_of(**{"method.weights": tokenizer, **some})
-    cached = method_of(**{"method.tokens": str(cache), **some})
-    parameters = online.init_params(jax.random.key(0))
-    found = held_out_loss(cached, tmp_path, parameters)
-    assert found == pytest.approx(held_out_loss(online, tmp_path, parameters), rel=1e-6)
+    online = config_of(**{"method.weights": tokenizer, **some})
+    cached = config_of(**{"method.tokens": str(cache), **some})
+    params = build_method(online).init_params(jax.random.key(0))
+    found = held_out_loss(cached, tmp_path, params)
+    assert found == pytest.approx(held_out_loss(online, tmp_path, params), rel=1e-6)
     assert found.keys() == {"eval/loss", "eval/token_accuracy"}
-    assert "no held-out loss" not in capsys.readouterr().out
+    assert not build_method(cached).notes
 
 
-def test_ids_of_other_held_out_images_are_refused(tokenizer, cache, tmp_path, capsys) -> None:
+def test_ids_of_other_held_out_images_are_refused(cache, tmp_path) -> None:
     """Another view, other images; and a cache without them is said to have none."""
     cached = method_of(**{"method.tokens": str(cache), "augment.eval_crop": "squash"})
     with pytest.raises(DataError, match=r'held_out was made for view = "none", but this run has "squash"'):
-        held_out_tokens(cached, open_dataset("digits", "test"))
+        cached.eval_view(open_dataset("digits", "test"))
     with pytest.raises(DataError, match="held_out was made for length = 360"):
-        held_out_tokens(method_of(**{"method.tokens": str(cache)}), open_dataset("digits", "train"))
+        method_of(**{"method.tokens": str(cache)}).eval_view(open_dataset("digits", "train"))
     old = tmp_path / "old"
     shutil.copytree(cache, old)
     shutil.rmtree(old / HELD_OUT)
-    config = method_of(**{"method.tokens": str(old), "eval.knn": False}).config
-    splits = [open_dataset("digits", split) for split in ("train", "test")]
-    assert make_evaluators(config, build_method(config), None, *splits, None, tmp_path) == []  # type: ignore[arg-type]
-    assert f"the token cache {old} holds the training images only" in capsys.readouterr().out
+    config = config_of(**{"method.tokens": str(old), "eval.knn": False})
+    assert evaluators_of(config, tmp_path) == []
+    (note,) = build_method(config).notes
+    assert f"the token cache {old} holds the training images only" in note
 
 
 def test_the_report_shows_codes_of_all_classes() -> None:
-    """Of a source in class order, where every image of a class is of one colour and all have one code."""
+    """Of a dataset in class order, where every image of a class is of one colour and all have one code."""
     images = np.repeat(np.arange(2000) // 200, 64 * 3).reshape(-1, 8, 8, 3).astype(np.uint8)
     ordered = ArrayDataset("x", images, np.arange(2000, dtype=np.int32) // 200, list("abcdefghij"), "ordered")
-    few = EvenSample(ordered, 1000)
+    few = evenly_spaced(ordered, 1000)
     ids = np.zeros((1000, 16), np.int32)
-    ((code, patches), *_) = most_used(few, InputSpec((8, 8), "none"), (4, 4), np.array([9, 0]), ids)
+    ((code, patches), *_) = most_used(few, ImageView((8, 8), NoCrop()), (4, 4), np.array([9, 0]), ids)
     assert code == 0 and patches[:, 0, 0, 0].tolist() == list(range(10))
 
 
@@ -252,13 +286,13 @@ def test_teacher_and_network_see_the_same_square(tmp_path, shape) -> None:
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
             Image.fromarray(ramp).save(tmp_path / split / label / "ramp.png")
-    spec = InputSpec((28, 28), "centre_square", teacher=(56, 56), teacher_resample="lanczos")
-    box = box_for(spec, *shape, seed=0, draw=0, index=0)
-    long = 0 if shape[0] > shape[1] else 1
-    assert (box[long], box[long] + box[2 + long]) == (62, 437) and box[1 - long] == 0
+    view = SecondSizeView(ImageView((28, 28), CentreSquare()), "teacher", (56, 56), "lanczos")
     dataset = open_dataset(f"folder:{tmp_path}", "train", cache_dir=str(tmp_path / "listing"))
-    with Loader(dataset, spec, batch_size=2, seed=0) as loader:
+    with Loader(dataset, view, batch_size=2, seed=0) as loader:
         batch = loader.batch(0)
+    long = 0 if shape[0] > shape[1] else 1
+    for box in batch["box"] * np.tile(shape, 2):
+        assert [box[long], box[long] + box[2 + long], box[1 - long]] == pytest.approx([62, 437, 0])
     cells = [
         batch[name].astype(float).reshape(2, 14, size, 14, size, 3).mean((2, 4))
         for name, size in (("image", 2), ("teacher", 4))

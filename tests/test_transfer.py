@@ -1,5 +1,6 @@
 """Probes, fine-tuning and training from scratch through the front door, starting from a finished run's directory."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import classes
 from test_resume import history
 
 import mim_jax
-from mim_jax import pretrain
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
+from mim_jax.config.resolve import resolve
 from mim_jax.data import DataError, open_dataset
+from mim_jax.methods import build_method, complete_options
+from mim_jax.tasks import train
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
 from mim_jax.training.pretrained import load_encoder, with_network_of_init
 from mim_jax.transfer.per_image import decode_correct, read_correct
@@ -43,7 +47,7 @@ def probed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     config = config_of(
         "linear_probe", finished_run, schedule__epochs=60.0, optim__lr=30.0, eval__every_steps=10_000
     )
-    assert pretrain.run(config, workdir) == 0
+    assert train.run(config, workdir) == 0
     return workdir
 
 
@@ -59,7 +63,8 @@ def test_probe_left_its_metrics_and_its_confusion_matrix(probed: Path) -> None:
     assert "Confusion matrix" in page and "mean over classes" in page and (probed / "confusion.png").exists()
     with Checkpoints((probed / "checkpoints").absolute()) as checkpoints:
         tree = checkpoints.metadata(checkpoints.steps()[-1])["tree"]
-    assert set(tree["artefacts"]) == {"mean", "variance"}  # features are made anew, not saved
+    assert set(tree["batch_stats"]) == {"mean", "variance"}
+    assert not tree.get("artefacts")  # features are computed again, not saved
 
 
 def test_a_stopped_probe_goes_on_bit_for_bit(
@@ -68,12 +73,12 @@ def test_a_stopped_probe_goes_on_bit_for_bit(
     config = config_of(
         "linear_probe", finished_run, schedule__steps=12, schedule__warmup_steps=2, log__every_steps=1
     )
-    assert pretrain.run(config, tmp_path / "whole") == 0
-    asked = pretrain.Shutdown.requested_at
-    monkeypatch.setattr(pretrain.Shutdown, "requested_at", lambda self, step: step >= 5)
-    assert pretrain.run(config, tmp_path / "parts") == 75
-    monkeypatch.setattr(pretrain.Shutdown, "requested_at", asked)
-    assert pretrain.run(config, tmp_path / "parts") == 0
+    assert train.run(config, tmp_path / "whole") == 0
+    asked = train.Shutdown.requested_at
+    monkeypatch.setattr(train.Shutdown, "requested_at", lambda self, step: step >= 5)
+    assert train.run(config, tmp_path / "parts") == 75
+    monkeypatch.setattr(train.Shutdown, "requested_at", asked)
+    assert train.run(config, tmp_path / "parts") == 0
     losses = [
         [line["train/loss"] for line in history(tmp_path / name) if "train/loss" in line]
         for name in ("whole", "parts")
@@ -86,7 +91,7 @@ def test_fine_tuning_starts_from_the_runs_encoder(finished_run: Path, tmp_path: 
         "finetune", finished_run, schedule__steps=6, schedule__warmup_steps=2, data__batch_size=32, optim__accumulation=2,
         optim__ema=0.9, eval__every_steps=6, method__rand_augment=0,
     )  # fmt: skip
-    assert pretrain.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert np.isfinite(last(tmp_path, "train/loss"))
     done = json.loads((tmp_path / "config.json").read_text())
     assert (
@@ -111,14 +116,14 @@ def test_sincos_positions_become_learned_ones(tmp_path: Path) -> None:
         **QUICK, "model.variant": "mu", "data.crops_per_picture": 4, "data.batch_size": 24, "schedule.steps": 1,
         "schedule.warmup_steps": 0, "eval.baselines": False, "eval.heldout_examples": 20,
     }))  # fmt: skip
-    assert pretrain.run(donor, tmp_path / "mae") == 0
+    assert train.run(donor, tmp_path / "mae") == 0
     config = with_network_of_init(config_of("linear_probe", tmp_path / "mae"))
     assert config.model.positions == "learned" and config.model.image_size == (32, 32)
-    probe_config = pretrain.complete_options(
-        pretrain.resolve(config, num_examples=40, num_devices=1, platform="cpu"), 10
+    probe_config = complete_options(
+        resolve(config, num_examples=40, num_devices=1, platform="cpu"), classes(10)
     )
-    method = pretrain.build_method(probe_config)
-    params = load_encoder(str(tmp_path / "mae"), method, method.init_params(jax.random.key(0)))
+    method = build_method(probe_config)
+    params = load_encoder(probe_config, method, method.init_params(jax.random.key(0)))
     run = mim_jax.load(tmp_path / "mae")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
     np.testing.assert_allclose(
@@ -129,7 +134,7 @@ def test_sincos_positions_become_learned_ones(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(finished_run: Path, probed: Path, tmp_path: Path) -> None:
     def says(config, words: str) -> None:
         with pytest.raises((ConfigError, DataError, CheckpointError), match=words) as caught:
-            pretrain.run(config, tmp_path / "run")
+            train.run(config, tmp_path / "run")
         assert len(str(caught.value).splitlines()) == 1
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
@@ -155,17 +160,13 @@ def test_mistakes_are_one_sentence(finished_run: Path, probed: Path, tmp_path: P
 
 def test_another_encoder_is_named(finished_run: Path) -> None:
     config = with_network_of_init(config_of("linear_probe", finished_run))
-    wider = pretrain.dataclasses.replace(
-        config, model=pretrain.dataclasses.replace(config.model, width=64, positions="none")
-    )
-    full = pretrain.complete_options(
-        pretrain.resolve(wider, num_examples=40, num_devices=1, platform="cpu"), 10
-    )
-    method = pretrain.build_method(full)
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64, positions="none"))
+    full = complete_options(resolve(wider, num_examples=40, num_devices=1, platform="cpu"), classes(10))
+    method = build_method(full)
     with pytest.raises(
         ConfigError, match=r"has another encoder: encoder/.* is \[.*32.*\] there and \[.*64.*\] here"
     ):
-        load_encoder(str(finished_run), method, method.init_params(jax.random.key(0)))
+        load_encoder(full, method, method.init_params(jax.random.key(0)))
 
 
 def test_features_that_are_no_numbers(
@@ -177,4 +178,4 @@ def test_features_that_are_no_numbers(
         Classify, "features", lambda self, params, patches: jnp.full((len(patches), 32), jnp.nan)
     )
     with pytest.raises(ConfigError, match="not finite"):
-        pretrain.run(config_of("linear_probe", finished_run), tmp_path)
+        train.run(config_of("linear_probe", finished_run), tmp_path)

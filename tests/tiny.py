@@ -4,9 +4,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from mim_jax import pretrain
 from mim_jax.config.check import check
 from mim_jax.config.schema import Config
+from mim_jax.tasks import train
 
 STEPS = 6
 OPTIONS: dict[str, Any] = {
@@ -37,4 +37,4 @@ def tiny_config(**more: Any) -> Config:
 
 def tiny_run(workdir: Path, **more: Any) -> int:
     """Runs or resumes it; the exit code."""
-    return pretrain.run(tiny_config(**more), workdir)
+    return train.run(tiny_config(**more), workdir)

@@ -55,7 +55,7 @@ def table(spec: str, batch_size: int, rounds: int, looks: Sequence[str]) -> str:
     config = override(load(spec), {"data.batch_size": batch_size})
     devices = jax.device_count()
     resolved = resolve(check(config), num_examples=1000, num_devices=devices, platform=jax.default_backend())
-    method = build_method(complete_options(resolved, 1000))
+    method = build_method(complete_options(resolved))
     mesh = make_mesh(resolved.mesh)
     params = jax.jit(method.init_params, out_shardings=replicated(mesh))(jax.random.key(0))
     random = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from mim_jax.analysis.attention_metrics import (
     jensen_shannon,
 )
 from mim_jax.analysis.cka import gram, rows_of
-from mim_jax.methods.protocol import Batch, Method
+from mim_jax.methods.method import Batch, Method
 from mim_jax.methods.rules import name_of
 from mim_jax.models.vit import Params
 
@@ -51,7 +51,7 @@ def encoder_attention(
         the tokens before the first block and after every block, [B, N, D] each; log weights of every block, float32 at
         least [B, windows, heads, N, N].
     """
-    patches = method.clean_patches(images)
+    patches = method.patches(images)
     made, sown = method.module.apply(
         {"params": params}, patches, method=_tokens_and_layers, mutable=["attention"]
     )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from mim_jax.analysis.capture import What, make_look
 from mim_jax.analysis.streaming import NetworkMeans, measure
 from mim_jax.analysis.summaries import LAST
-from mim_jax.methods.protocol import Batch, Method
+from mim_jax.methods.method import Batch, Method, Variables
 
 
 class HeadDiversity:
@@ -29,9 +28,9 @@ class HeadDiversity:
         self._batches, self._geometry = batches, method.net.geometry
         self._look = make_look(method, What(), mesh)
 
-    def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
+    def __call__(self, variables: Variables, *, baselines: bool) -> dict[str, float]:
         """The metrics; none for networks of one head."""
-        found = measure(self._look, state.params, self._batches(), geometry=self._geometry)
+        found = measure(self._look, variables.params, self._batches(), geometry=self._geometry)
         return {f"eval/{name}": value for name, value in metrics(found).items() if math.isfinite(value)}
 
 

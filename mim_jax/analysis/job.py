@@ -27,7 +27,7 @@ from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve_mesh
 from mim_jax.config.schema import Config
 from mim_jax.data import evaluation_batches, over_classes, place
-from mim_jax.methods.protocol import Batch
+from mim_jax.methods.method import Batch
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.storage import atomic_write
@@ -126,7 +126,7 @@ def look_at(
 def _batches(own: LookedAt, size: int, config: Config, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     made = evaluation_batches(
         own.images,
-        own.method.feature_spec,
+        own.method.feature_view,
         batch_size=size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -143,7 +143,7 @@ def _few(
 ) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
     """Some of the images, of as many classes as may be, and their classes, for pictures."""
     few = over_classes(own.images, options.pictures)
-    spec, threads = own.method.feature_spec, config.data.threads
+    spec, threads = own.method.feature_view, config.data.threads
     batch = next(evaluation_batches(few, spec, batch_size=len(few), threads=threads))
     names = tuple(label_text(int(label), few.class_names) for label in batch["label"])
     return np.asarray(batch["image"]), names
@@ -254,14 +254,14 @@ def remarks(seen: Sequence[LookedAt], subjects: Sequence[Subject], options: Anal
 
 def facts(own: LookedAt, subject: Subject) -> dict[str, str]:
     """What a run is, for the report."""
-    method, config = own.method, own.method.config
+    method, config = own.method, own.config
     rows, columns = method.net.image_size
     trained = "somebody else's weights" if own.step is None else f"{config.method['name']}, {own.step} steps"
     return {
         "directory": str(own.directory),
         "trained": f"{trained} ({KIND_WORDS[subject.kind]})",
         "network": f"{config.model.variant}, {len(subject.found.blocks)} blocks, {rows} x {columns} px",
-        "images": f"{subject.found.images}: {own.images.describe()}; view {method.feature_spec.crop}",
+        "images": f"{subject.found.images}: {own.images.describe()}; view {config.augment.eval_crop}",
         "pixels": f"mean {config.data.mean}, standard deviation {config.data.std}",
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mim_jax.analysis.capture import encoder_attention
-from mim_jax.methods.protocol import Method
+from mim_jax.methods.method import Method
 from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.vit import Params
 

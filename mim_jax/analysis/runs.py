@@ -11,13 +11,13 @@ from mim_jax.analysis.options import AnalysisOptions
 from mim_jax.analysis.verdict import KINDS, kind_of
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import EvenSample
+from mim_jax.data import Dataset, evenly_spaced
 from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.datasets import open_split
 from mim_jax.training.pretrained import is_weights_file, read_run, read_weights_file, with_network_of_weights
-from mim_jax.training.sources import open_split
 from mim_jax.training.workdir import read_config
 
 OWN = "init"
@@ -33,7 +33,8 @@ class LookedAt:
     directory: Path
     method: Method
     step: int | None
-    images: EvenSample
+    images: Dataset
+    config: Config
 
 
 def named(runs: str) -> dict[str, Path]:
@@ -120,8 +121,8 @@ def read(
         own, method, params, step = read_run(directory, options.step, sharding=sharding)
     data = own.data if config.data.source == OWN else config.data
     source = open_split(data, data.test_split, own.seed)
-    sample = EvenSample(source, options.images)
-    return LookedAt(name, kind or kind_of(method), directory, method, step, sample), params
+    sample = evenly_spaced(source, options.images)
+    return LookedAt(name, kind or kind_of(own, method), directory, method, step, sample, own), params
 
 
 def given_kinds(options: AnalysisOptions, count: int) -> Sequence[str]:

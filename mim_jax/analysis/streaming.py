@@ -21,7 +21,7 @@ from mim_jax.analysis.summaries import (
     spread,
 )
 from mim_jax.config.check import ConfigError
-from mim_jax.methods.protocol import Batch
+from mim_jax.methods.method import Batch
 from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.vit import Params
 

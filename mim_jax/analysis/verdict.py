@@ -13,7 +13,8 @@ import numpy as np
 from mim_jax.analysis.cka import mean_off_diagonal
 from mim_jax.analysis.streaming import NetworkMeans
 from mim_jax.analysis.summaries import GLOBAL, LAST, LOCAL
-from mim_jax.methods.protocol import Method
+from mim_jax.config.schema import Config
+from mim_jax.methods.method import Method
 
 Word = Literal["seen", "not seen", "cannot say"]
 KINDS = ("mim", "supervised", "other")
@@ -69,11 +70,11 @@ class Finding:
     why: str = ""
 
 
-def kind_of(method: Method) -> str:
+def kind_of(config: Config, method: Method) -> str:
     """What a run was trained on."""
-    if not method.num_classes:
+    if not method.supervised:
         return "mim"
-    return "other" if method.config.init else "supervised"
+    return "other" if config.init else "supervised"
 
 
 def findings(subjects: Sequence[Subject]) -> list[Finding]:

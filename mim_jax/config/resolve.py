@@ -11,7 +11,7 @@ from mim_jax.config.variants import SWINS, VARIANTS
 
 
 def resolve(
-    config: Config, *, num_examples: int, num_devices: int, platform: str, picture_side: int | None = None
+    config: Config, *, num_examples: int, num_devices: int, platform: str, image_side: int | None = None
 ) -> Config:
     """Fills every None that follows from others and refuses impossible combinations.
 
@@ -20,7 +20,7 @@ def resolve(
         num_examples: of the training split.
         num_devices: over all hosts.
         platform: "cpu", "gpu" or "tpu".
-        picture_side: typical shorter side of its pictures, pixels; only variant=auto asks.
+        image_side: typical shorter side of its pictures, pixels; only variant=auto asks.
     Raises:
         ConfigError: one sentence.
     """
@@ -28,14 +28,14 @@ def resolve(
     data = dataclasses.replace(config.data, batch_size=batch_for(config, mesh, num_examples))
     config = dataclasses.replace(config, data=data, mesh=mesh)
     check_batch(config, mesh)
-    model = network_for(config.model, num_examples=num_examples, picture_side=picture_side, platform=platform)
+    model = network_for(config.model, num_examples=num_examples, image_side=image_side, platform=platform)
     config = dataclasses.replace(config, model=resolve_model(model, platform))
     return resolve_durations(config, num_examples)
 
 
 def resolve_model(model: Model, platform: str) -> Model:
     """Width, depth and heads from the variant; the computation's dtype from the platform; sizes checked."""
-    model = _usual(network_for(model, num_examples=0, picture_side=None, platform=platform))
+    model = _usual(network_for(model, num_examples=0, image_side=None, platform=platform))
     patch, size = resolved(model.patch), image_size(model)
     if any(side % patch for side in size):
         fitting = tuple(max(1, round(side / patch)) * patch for side in size)

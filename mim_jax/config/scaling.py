@@ -14,10 +14,10 @@ WARMUP_SHARE = 0.05
 """Of the steps of a run, where no warm-up is set, or one that is longer than the run."""
 
 
-def network_for(model: Model, *, num_examples: int, picture_side: int | None, platform: str) -> Model:
+def network_for(model: Model, *, num_examples: int, image_side: int | None, platform: str) -> Model:
     """variant=auto: nano on a CPU, else ti or, of many images, s; and an image size and patch that fit the pictures.
 
-    picture_side: typical shorter side of the pictures, pixels; None = as large as the machine allows.
+    image_side: typical shorter side of the pictures, pixels; None = as large as the machine allows.
     """
     if model.variant != AUTO:
         return model
@@ -25,7 +25,7 @@ def network_for(model: Model, *, num_examples: int, picture_side: int | None, pl
     most = MOST_ON_A_CPU if cpu else SIDES[-1]
     size = model.image_size
     if size is None:
-        size = max([side for side in SIDES if side <= min(picture_side or most, most)], default=SIDES[0])
+        size = max([side for side in SIDES if side <= min(image_side or most, most)], default=SIDES[0])
     side = size if isinstance(size, int) else min(size)
     patch = side // 8 if side <= 128 and side % 8 == 0 else 16
     return dataclasses.replace(
@@ -53,11 +53,11 @@ def warmup_for(config: Config, steps: int, per_epoch: float) -> int:
     return round(WARMUP_SHARE * steps) if asked is None or asked > steps else asked
 
 
-def chosen(asked: Config, made: Config, num_examples: int, picture_side: int | None) -> list[str]:
+def chosen(asked: Config, made: Config, num_examples: int, image_side: int | None) -> list[str]:
     """Lines that say what `resolve` made of a configuration beyond what it says."""
     lines, m, s = [], made.model, made.schedule
     if asked.model.variant == AUTO:
-        side = f" of about {picture_side} px" if picture_side else ""
+        side = f" of about {image_side} px" if image_side else ""
         size = m.image_size if isinstance(m.image_size, int) else " x ".join(map(str, resolved(m.image_size)))
         lines.append(
             f"model.variant={m.variant} at {size} px, patch {m.patch}, for {num_examples:,} images{side}"

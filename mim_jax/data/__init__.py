@@ -1,38 +1,45 @@
-"""Images for training: sources, their order, decoding, cropping, batches, token caches. Imports nothing else
-of mim_jax."""
+"""Images for training: datasets, their order, decoding, views, batches, token caches. Imports nothing of mim_jax but
+storage, reading and progress."""
 
-from mim_jax.data.crop import Box, box_for, crop_and_resize, render
-from mim_jax.data.datasets import Dataset, Picture, open_dataset
-from mim_jax.data.datasets.sample import EvenSample, Subset, over_classes, spread
+from mim_jax.data.crop import crop_and_resize, make_crop
+from mim_jax.data.datasets import Dataset, open_dataset
+from mim_jax.data.datasets.subset import Subset, even_numbers, evenly_spaced, over_classes
 from mim_jax.data.errors import BadImageError, DataError
+from mim_jax.data.examples import ClassLabel, ClassLabels, Example
 from mim_jax.data.loader import Loader, evaluation_batches
 from mim_jax.data.order import locate
 from mim_jax.data.placement import place
-from mim_jax.data.spec import Batch, InputSpec
 from mim_jax.data.tokens_cache import TokenCache
 from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
+from mim_jax.data.views import ClassLabelsView, ClassLabelView, ColumnView, ImageView, SecondSizeView, View
+from mim_jax.data.views.base import Batch
 
 __all__ = [
     "BadImageError",
     "Batch",
-    "Box",
+    "ClassLabel",
+    "ClassLabelView",
+    "ClassLabels",
+    "ClassLabelsView",
+    "ColumnView",
     "DataError",
     "Dataset",
-    "EvenSample",
-    "InputSpec",
+    "Example",
+    "ImageView",
     "Loader",
-    "Picture",
+    "SecondSizeView",
     "Subset",
     "TokenCache",
     "TokenWriter",
-    "box_for",
+    "View",
     "crop_and_resize",
     "evaluation_batches",
+    "even_numbers",
+    "evenly_spaced",
     "locate",
+    "make_crop",
     "open_dataset",
     "over_classes",
     "place",
-    "render",
-    "spread",
     "write_token_cache",
 ]

@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mim_jax.data.crop import box_for, render
+from mim_jax.data.crop import RandomResizedCrop
 from mim_jax.data.datasets import Dataset, open_dataset
 from mim_jax.data.datasets.photos import photograph_paths
-from mim_jax.data.decode import decode, read_header
+from mim_jax.data.decode import Pixels
+from mim_jax.data.decode_pool import choose_threads
+from mim_jax.data.examples import EncodedImage, Example
 from mim_jax.data.loader import Loader
-from mim_jax.data.spec import InputSpec, Pixels
-from mim_jax.data.workers import choose_threads
+from mim_jax.data.views import ExampleKey, ImageView
 
-SPEC = InputSpec((224, 224), "random_resized")
+VIEW = ImageView((224, 224), RandomResizedCrop())
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
 
@@ -49,10 +50,9 @@ def write_jpegs(root: Path, count: int) -> list[Path]:
 
 def one(path: Path, index: int) -> Pixels:
     """The work itself: bytes, header, box, decode, crop, resize."""
-    data = path.read_bytes()
-    header = read_header(data, str(path))
-    box = box_for(SPEC, header.height, header.width, seed=0, draw=0, index=index)
-    return render(decode(data, str(path), header), SPEC, box)
+    example = Example(EncodedImage(path.read_bytes(), str(path)))
+    pixels: Pixels = VIEW.render(example, ExampleKey(seed=0, epoch=0, index=index))["image"]
+    return pixels
 
 
 def run_bare(paths: list[Path]) -> None:
@@ -63,7 +63,7 @@ def run_bare(paths: list[Path]) -> None:
 
 def run_loader(dataset: Dataset, batch_size: int, threads: int) -> None:
     """About as many pictures as the source has, by Loader.iterate."""
-    with Loader(dataset, SPEC, batch_size=batch_size, seed=0, threads=threads) as loader:
+    with Loader(dataset, VIEW, batch_size=batch_size, seed=0, threads=threads) as loader:
         for _, _ in zip(range(len(dataset) // batch_size), loader.iterate(0), strict=False):
             pass
 

@@ -1,17 +1,18 @@
-"""Which part of a picture is seen, and its resampling: boxes are drawn from sizes alone, before anything is
-decoded."""
+"""Crops: which part of an image is seen, and its resampling. A box follows from sizes alone, before anything is decoded."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mim_jax.data import keys
+from mim_jax.data.decode import Pixels
 from mim_jax.data.errors import DataError
-from mim_jax.data.spec import InputSpec, Pixels
 
+Size = tuple[int, int]
 TRIES = 10  # torchvision's
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -29,9 +30,174 @@ class Box(NamedTuple):
     width: float
 
     def normalised(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The batch's `box`: y0, x0, height, width relative to a picture of that height and width
-        (pixels)."""
+        """The batch's `box`: y0, x0, height, width relative to an image of that height and width (pixels)."""
         return self.y0 / height, self.x0 / width, self.height / height, self.width / width
+
+
+@dataclass(frozen=True)
+class ExampleKey:
+    """One use of one example. All host randomness is a function of it and of a purpose."""
+
+    seed: int
+    epoch: int
+    index: int
+
+    def uniforms(self, count: int, purpose: str) -> list[float]:
+        """`count` float64 in [0, 1)."""
+        return keys.uniforms(count, self.seed, purpose, self.epoch, self.index)
+
+
+class Crop(Protocol):
+    """A rule for what part of an image is seen."""
+
+    name: ClassVar[str]
+    """As a configuration gives it (`augment.crop`)."""
+    random: ClassVar[bool]
+    """Whether the box depends on the key."""
+
+    def check(self, size: Size) -> None:
+        """Raises DataError where a view of `size` cannot be made of any image."""
+        ...
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        """The box, in an image of height x width pixels, that becomes `size`. Raises DataError where that cannot be."""
+        ...
+
+    def render(self, pixels: Pixels, box: Box, size: Size, resample: str) -> Pixels:
+        """The box at `size`: uint8 [h, w, 3] to uint8 [H, W, 3]."""
+        ...
+
+    def keeps(self, stored: Size, size: Size) -> bool:
+        """Whether an image of the size `stored` is the view as it is."""
+        ...
+
+
+class _BoxResized:
+    """A box of whole pixels, cut and resized."""
+
+    random: ClassVar[bool] = False
+
+    def check(self, size: Size) -> None:
+        pass
+
+    def render(self, pixels: Pixels, box: Box, size: Size, resample: str) -> Pixels:
+        return crop_and_resize(pixels, box, size, resample)
+
+    def keeps(self, stored: Size, size: Size) -> bool:
+        return stored == size
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(_BoxResized):
+    """torchvision's: `scale` is the range of the share of the area, `ratio` that of width / height."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    name: ClassVar[str] = "random_resized"
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise DataError(
+                f"The crop scale {self.scale} is not two rising shares of the area in (0, 1]: give for"
+                " example (0.2, 1.0)."
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise DataError(
+                f"The crop ratio {self.ratio} is not two rising positive width/height ratios: give for"
+                " example (0.75, 1.333)."
+            )
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        return random_resized_box(key.uniforms(4 * TRIES, "crop"), height, width, self.scale, self.ratio)
+
+    def keeps(self, stored: Size, size: Size) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class CentreSquare(_BoxResized):
+    """The largest centred square: 375 x 500 (h, w) gives columns 62 to 437."""
+
+    name: ClassVar[str] = "centre_square"
+
+    def check(self, size: Size) -> None:
+        if size[0] != size[1]:
+            raise DataError(
+                f"The crop centre_square cannot fill the non-square size {size}: use resize_centre or squash."
+            )
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        side = min(height, width)
+        return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+@dataclass(frozen=True)
+class ResizeCentre:
+    """The short side to round(size / fraction), then the centre (ImageNet's usual evaluation)."""
+
+    fraction: float = 0.875
+    name: ClassVar[str] = "resize_centre"
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise DataError(f"The crop fraction {self.fraction} is not in (0, 1]: give for example 0.875.")
+
+    def check(self, size: Size) -> None:
+        pass
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        full, (top, left) = resize_centre_geometry(height, width, size, self.fraction)
+        y, x = height / full[0], width / full[1]
+        return Box(top * y, left * x, size[0] * y, size[1] * x)
+
+    def render(self, pixels: Pixels, box: Box, size: Size, resample: str) -> Pixels:
+        height, width = pixels.shape[:2]
+        full, (top, left) = resize_centre_geometry(height, width, size, self.fraction)
+        resized = crop_and_resize(pixels, Box(0, 0, height, width), full, resample)
+        return resized[top : top + size[0], left : left + size[1]]
+
+    def keeps(self, stored: Size, size: Size) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Squash(_BoxResized):
+    """The whole image, resized without regard to its shape."""
+
+    name: ClassVar[str] = "squash"
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        return Box(0, 0, height, width)
+
+
+@dataclass(frozen=True)
+class NoCrop(_BoxResized):
+    """The image as it is; one of another size is an error."""
+
+    name: ClassVar[str] = "none"
+
+    def box(self, height: int, width: int, size: Size, key: ExampleKey) -> Box:
+        if (height, width) != size:
+            raise DataError(
+                f"Example {key.index} has {height} x {width} pixels (h x w), but the view has crop=none and"
+                f" size {size}: choose a crop that resizes, or the data's own size."
+            )
+        return Box(0, 0, height, width)
+
+
+CROPS: dict[str, type[Crop]] = {
+    crop.name: crop for crop in (RandomResizedCrop, CentreSquare, ResizeCentre, Squash, NoCrop)
+}
+"""Name in a configuration -> rule."""
+
+
+def make_crop(name: str, scale: tuple[float, float], ratio: tuple[float, float]) -> Crop:
+    """The rule that a configuration names; scale and ratio are those of random_resized. Raises DataError."""
+    if name not in CROPS:
+        raise DataError(f"The crop {name!r} is not known: use one of {', '.join(CROPS)}.")
+    return RandomResizedCrop(scale, ratio) if name == RandomResizedCrop.name else CROPS[name]()
 
 
 def random_resized_box(
@@ -39,8 +205,7 @@ def random_resized_box(
 ) -> Box:
     """torchvision's RandomResizedCrop.get_params, given its randomness.
 
-    Args: draws: 4 numbers in [0, 1) a try (area, log ratio, row, column); height, width: pixels of the
-    picture.
+    Args: draws: 4 numbers in [0, 1) per try (area, log ratio, row, column); height, width: pixels of the image.
     Returns a box of whole pixels: the first of ten tries that fits, else the centre clamped to the ratio.
     """
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
@@ -59,19 +224,10 @@ def random_resized_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def centre_square_box(height: int, width: int) -> Box:
-    """The largest centred square: 375 x 500 (h, w) gives columns 62 to 437."""
-    side = min(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side, side)
+def resize_centre_geometry(height: int, width: int, size: Size, fraction: float) -> tuple[Size, Size]:
+    """((height, width) after the resize, (top, left) of the crop in it), as torchvision's Resize and CenterCrop.
 
-
-def resize_centre_geometry(
-    height: int, width: int, size: tuple[int, int], fraction: float
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((height, width) after the resize, (top, left) of the crop in it), as torchvision's Resize and
-    CenterCrop.
-
-    Where `size` is not square the picture is resized to cover both sides.
+    Where `size` is not square the image is resized to cover both sides.
     """
     need = [round(side / fraction) for side in size]
     if need[0] * width >= need[1] * height:
@@ -81,34 +237,7 @@ def resize_centre_geometry(
     return full, (round((full[0] - size[0]) / 2), round((full[1] - size[1]) / 2))
 
 
-def box_for(spec: InputSpec, height: int, width: int, *, seed: int, draw: int, index: int) -> Box:
-    """The box of one use of one example: a pure function of (spec, size of the picture, seed, draw,
-    index)."""
-    if spec.crop == "random_resized":
-        return random_resized_box(
-            keys.uniforms(4 * TRIES, seed, "crop", draw, index), height, width, spec.scale, spec.ratio
-        )
-    if spec.crop == "centre_square":
-        return centre_square_box(height, width)
-    if spec.crop == "resize_centre":
-        full, (top, left) = resize_centre_geometry(height, width, spec.size, spec.crop_fraction)
-        y, x = height / full[0], width / full[1]
-        return Box(top * y, left * x, spec.size[0] * y, spec.size[1] * x)
-    if spec.crop == "none" and (height, width) != spec.size:
-        raise DataError(
-            f"Example {index} has {height} x {width} pixels (h x w), but the input spec has crop=none and "
-            f"size {spec.size}: "
-            "choose a crop that resizes, or the data's own size."
-        )
-    return Box(0, 0, height, width)
-
-
-def flip_for(spec: InputSpec, *, seed: int, draw: int, index: int) -> bool:
-    """The mirror bit of one use of one example."""
-    return spec.flip and keys.uniforms(1, seed, "flip", draw, index)[0] < 0.5
-
-
-def crop_and_resize(pixels: Pixels, box: Box, size: tuple[int, int], resample: str = "bicubic") -> Pixels:
+def crop_and_resize(pixels: Pixels, box: Box, size: Size, resample: str = "bicubic") -> Pixels:
     """Cuts a box of whole pixels, then resizes the cut with PIL's antialiased filter; uint8 [H, W, 3].
 
     The cut comes first: PIL's own `resize(box=...)` lets the filter see pixels outside the box.
@@ -118,13 +247,3 @@ def crop_and_resize(pixels: Pixels, box: Box, size: tuple[int, int], resample: s
     if (height, width) == size:
         return cut
     return np.asarray(Image.fromarray(cut).resize((size[1], size[0]), FILTERS[resample]))
-
-
-def render(pixels: Pixels, spec: InputSpec, box: Box) -> Pixels:
-    """The view of `box` at `spec.size`: uint8 [h, w, 3] to uint8 [H, W, 3]."""
-    if spec.crop != "resize_centre":
-        return crop_and_resize(pixels, box, spec.size, spec.resample)
-    height, width = pixels.shape[:2]
-    full, (top, left) = resize_centre_geometry(height, width, spec.size, spec.crop_fraction)
-    whole = crop_and_resize(pixels, Box(0, 0, height, width), full, spec.resample)
-    return whole[top : top + spec.size[0], left : left + spec.size[1]]

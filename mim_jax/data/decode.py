@@ -16,10 +16,12 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from mim_jax.data.errors import BadImageError
-from mim_jax.data.spec import Pixels
+
+Pixels = npt.NDArray[np.uint8]
 
 try:
     import simplejpeg

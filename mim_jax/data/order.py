@@ -6,7 +6,7 @@ import numpy as np
 
 from mim_jax.data import keys
 from mim_jax.data.errors import DataError
-from mim_jax.data.spec import Index
+from mim_jax.data.views.base import Index
 
 
 @lru_cache(maxsize=3)

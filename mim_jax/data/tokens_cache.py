@@ -14,6 +14,7 @@ from etils.epath import Path
 
 from mim_jax.data.errors import DataError
 from mim_jax.data.npy import open_npy
+from mim_jax.data.views.base import ArraySpec
 from mim_jax.reading import Unreadable, anything, check_file, listed, mapping, read_json, record, text, whole
 from mim_jax.storage import parse_path
 
@@ -105,6 +106,11 @@ class TokenCache:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape and dtype of the ids of one image."""
+        return ArraySpec((int(self._shards[0].shape[1]),), "int32", below=int(self.header["vocabulary"]))
 
     def __getitem__(self, index: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """Rows by example index: integers [B], each 0 to n-1, in any order."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Depth, Heads, Share, Side, Width, words
-from mim_jax.config.schema import Config
 from mim_jax.corruptions.attention_driven import (
     num_masked_and_thrown,
     partition,
@@ -22,12 +21,23 @@ from mim_jax.corruptions.attention_driven import (
     unit_weights,
 )
 from mim_jax.corruptions.masking import num_units_masked
-from mim_jax.data import InputSpec
-from mim_jax.methods.amt_picture import amt_picture
+from mim_jax.methods.amt_grid import amt_grid
 from mim_jax.methods.attention_bank import NAME, AttentionBank, BankOptions, attention_maps
 from mim_jax.methods.flops import dense_flops, plain_flops
 from mim_jax.methods.mae import Mae, MaeOptions
-from mim_jax.methods.protocol import Artefacts, Batch, Draws, Method, Outputs, Pass, Phase, Picture, View
+from mim_jax.methods.method import (
+    Batch,
+    Draws,
+    Encoder,
+    ImageGrid,
+    Outputs,
+    Phase,
+    Refresh,
+    Variables,
+    View,
+    ViTMethod,
+)
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
 from mim_jax.methods.simmim import Simmim, SimmimOptions
 from mim_jax.models.vit import Params
 
@@ -63,7 +73,7 @@ class AmtOptions(BankOptions):
         )
 
 
-class Driven(Method):
+class Driven(ViTMethod):
     """What AMT adds to a base method. `driven` is false in the phase `random`, where the method is its base."""
 
     name = "amt"
@@ -73,46 +83,46 @@ class Driven(Method):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return self.bank.phases
+        random, driven = (
+            build(self.net, self.amt, self.preprocessing, driven=driven) for driven in (False, True)
+        )
+        return Phase("random", 0, random), Phase("attention", self.bank.first_epoch, driven)
 
     @property
-    def passes(self) -> tuple[Pass, ...]:
-        return self.bank.passes
+    def refreshes(self) -> tuple[Refresh, ...]:
+        return self.bank.refreshes
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        return self.bank.remarks
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        if not self.driven:
+            return super().corrupt(keys, batch, variables, train)  # type: ignore[safe-super]
+        if not train:
+            batch = self.with_maps(batch, variables.params)
+        weights = self.bank.weights(batch, variables.artefacts)
+        # The weights are for the report only; where nobody draws, XLA drops them.
+        view = super().corrupt(keys, batch, variables, train)  # type: ignore[safe-super]
+        return {**view, "weights": weights}
 
-    @property
-    def input_spec(self) -> InputSpec:
-        return dataclasses.replace(super().input_spec, extras=self.bank.extras)
-
-    def in_phase(self, phase: Phase) -> Method:
-        return self if phase.name == "random" else build_phase(self.config, self.amt, driven=True)
-
-    def drawn(self, batch: Batch, artefacts: Artefacts) -> View:
-        """For the picture only; where nobody draws, XLA drops it."""
-        return {"weights": self.bank.weights(batch, artefacts)} if self.driven else {}
-
-    def held_out(self, params: Params, batch: Batch) -> Batch:
-        """Held-out images have no row in the bank: the maps of these very views are made on the spot."""
-        maps = attention_maps(self, params, self.clean_images(batch))
+    def with_maps(self, batch: Batch, params: Params) -> Batch:
+        """Held-out images have no row in the bank: the maps of these very views are computed on the spot."""
+        maps = attention_maps(self, params, self.preprocessing.images(batch))
         if self.amt.control == "shuffled_bank":
             maps = jnp.roll(maps, 1, axis=0)
         whole = jnp.tile(jnp.asarray([0.0, 0.0, 1.0, 1.0]), (len(maps), 1))
         return {**batch, NAME: maps, "box": whole}
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
-        return amt_picture(self, view, outputs["pixels"], normalised=self.amt.norm_pix)
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
+        return amt_grid(self, view, outputs["pixels"], normalised=self.amt.norm_pix)
 
 
 class AmtMae(Driven, Mae):
     """AMT on MAE: the encoder sees K patches, the decoder these and the M masked ones."""
 
-    def __init__(self, config: Config, options: AmtOptions, driven: bool = False) -> None:
+    def __init__(
+        self, net: Encoder, options: AmtOptions, preprocessing: Preprocessing = DEFAULT, driven: bool = False
+    ) -> None:
         random_ratio = 0.75 if options.random_ratio is None else options.random_ratio
         decoder = (options.decoder_width, options.decoder_depth, options.decoder_heads)
-        Mae.__init__(self, config, MaeOptions(random_ratio, options.norm_pix, *decoder))
+        Mae.__init__(self, net, MaeOptions(random_ratio, options.norm_pix, *decoder), preprocessing)
         self.amt, self.driven, self.bank = options, driven, AttentionBank(self, options)
         try:
             masked, self.num_thrown = num_masked_and_thrown(self.vit.num_patches, *options.ratios)
@@ -125,24 +135,23 @@ class AmtMae(Driven, Mae):
     def draws(self, keys: jax.Array) -> Draws:
         return self.bank.draws(keys, self.vit.num_patches) if self.driven else super().draws(keys)
 
-    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+    def split(self, keys: jax.Array, batch: Batch, variables: Variables) -> tuple[jax.Array, jax.Array]:
         if not self.driven:
-            return super().split(keys, batch, artefacts)
-        scores = scores_from_noise(self.draws(keys)["noise"], self.bank.weights(batch, artefacts))
+            return super().split(keys, batch, variables)
+        scores = scores_from_noise(self.draws(keys)["noise"], self.bank.weights(batch, variables.artefacts))
         masked, _, visible = partition(scores, self.num_hidden, self.num_thrown)
         return visible, masked
-
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        return {**super().corrupt(keys, batch, artefacts), **self.drawn(batch, artefacts)}
 
 
 class AmtSimmim(Driven, Simmim):
     """AMT on SimMIM, in its units: the encoder runs on CLS, the visible and the masked patches (docs/papers/amt.md 5)."""
 
-    def __init__(self, config: Config, options: AmtOptions, driven: bool = False) -> None:
+    def __init__(
+        self, net: Encoder, options: AmtOptions, preprocessing: Preprocessing = DEFAULT, driven: bool = False
+    ) -> None:
         mask, throw = options.ratios
         random_ratio = mask if options.random_ratio is None else options.random_ratio
-        Simmim.__init__(self, config, SimmimOptions(random_ratio, options.unit))
+        Simmim.__init__(self, net, SimmimOptions(random_ratio, options.unit), preprocessing)
         self.amt, self.driven, self.bank = options, driven, AttentionBank(self, options)
         units = self.vit.num_patches // options.unit**2
         self.units_masked, self.units_thrown = (
@@ -162,26 +171,22 @@ class AmtSimmim(Driven, Simmim):
         units = self.vit.num_patches // self.amt.unit**2
         return self.bank.draws(keys, units) if self.driven else super().draws(keys)
 
-    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+    def split(self, keys: jax.Array, batch: Batch, variables: Variables) -> tuple[jax.Array, jax.Array]:
         if not self.driven:
-            return super().split(keys, batch, artefacts)
+            return super().split(keys, batch, variables)
         grid, unit = self.vit.grid, self.amt.unit
-        weights = unit_weights(self.bank.weights(batch, artefacts), grid, unit)
+        weights = unit_weights(self.bank.weights(batch, variables.artefacts), grid, unit)
         scores = scores_from_noise(self.draws(keys)["noise"], weights)
         masked, _, kept = partition(scores, self.units_masked, self.units_thrown)
         return patches_of_units(kept, grid, unit), patches_of_units(masked, grid, unit)
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        return {**super().corrupt(keys, batch, artefacts), **self.drawn(batch, artefacts)}
-
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         if not self.driven:
-            return super().forward(params, view, keys, train)
-        drop_keys = keys if train else None
-        indices = (view["visible"], view["hidden"])
+            return super().forward(variables, view, keys, train)
+        inputs = (view["patches"], view["visible"], view["hidden"])
         return {
             "pixels": self.apply(
-                params, view["patches"], *indices, drop_keys=drop_keys, method="masked_subset"
+                variables.params, *inputs, drop_keys=keys if train else None, method="masked_subset"
             )
         }
 
@@ -196,12 +201,10 @@ class AmtSimmim(Driven, Simmim):
         )
 
 
-def build(config: Config, options: AmtOptions) -> Method:
-    """AMT on the base that the options name."""
-    return build_phase(config, options, driven=False)
-
-
-def build_phase(config: Config, options: AmtOptions, *, driven: bool) -> Method:
-    """The method of a phase: its base's own corruption, or driven by attention."""
-    bases = {"mae": AmtMae, "simmim": AmtSimmim}
-    return bases[options.base](config, options, driven)
+def build(
+    net: Encoder, options: AmtOptions, preprocessing: Preprocessing = DEFAULT, *, driven: bool = False
+) -> AmtMae | AmtSimmim:
+    """AMT on the base that the options name: in its random phase, or driven by attention."""
+    if options.base == "mae":
+        return AmtMae(net, options, preprocessing, driven)
+    return AmtSimmim(net, options, preprocessing, driven)

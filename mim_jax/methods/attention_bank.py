@@ -1,8 +1,7 @@
-"""AMT's bank: one attention map per training image, refreshed by a pass, and the choice of patches by it."""
+"""AMT's bank: one attention map per training image, refreshed between epochs, and the choice of patches by it."""
 
 import dataclasses
-from functools import partial
-from typing import Annotated
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,15 @@ import numpy.typing as npt
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, CountOrZero, words
+from mim_jax.config.schema import Config, resolved
 from mim_jax.corruptions.attention_driven import (
     crop_map,
     normalise_attention,
     official_corner,
 )
-from mim_jax.data import InputSpec
-from mim_jax.methods.protocol import Artefacts, Batch, Draws, Method, Pass, Phase, fold, same_row
+from mim_jax.data import Dataset, ImageView
+from mim_jax.data.crop import Squash
+from mim_jax.methods.method import Artefacts, Batch, Draws, Refresh, ViTMethod, fold, same_row
 from mim_jax.models.vit import Params
 
 NAME = "attention"
@@ -42,58 +43,54 @@ class BankOptions:
     bank: Annotated[str, words("host", "device")] = "host"  # host | device: where the maps lie
     bank_dtype: Annotated[str, words(*CODES)] = "float32"  # float32 | float16 | uint8
 
-
-class AttentionBank:
-    """Two phases, the pass between them, and the weights of a batch's patches."""
-
-    def __init__(self, method: Method, options: BankOptions) -> None:
-        self.method, self.options = method, options
-        epochs = method.config.schedule.epochs
+    def completed(self, config: Config, dataset: Dataset | None) -> Self:
+        """With start and interval; ConfigError where the run is too short for either."""
+        epochs = config.schedule.epochs
         if epochs <= 1:
             raise ConfigError(
                 f"config.schedule.epochs={epochs:g} leaves attention no epoch to drive, for it takes one to see every image: train"
                 " longer"
             )
         tenth = int(epochs * TENTH)
-        self.interval = max(1, tenth) if options.interval is None else options.interval
-        late = options.start is not None and options.start + 1 >= epochs
-        self.start = tenth if options.start is None or late else options.start
-        self.remarks: tuple[str, ...] = ()
-        if None in (options.start, options.interval) or late:
-            why = f", for start={options.start} leaves no epoch of {epochs:g}" if late else ""
-            self.remarks = (
-                f"attention drives after epoch {self.start} (from 0) and is looked at again every {self.interval}{why}",
-            )
+        late = self.start is None or self.start + 1 >= epochs
+        return dataclasses.replace(
+            self,
+            start=tenth if late else self.start,
+            interval=max(1, tenth) if self.interval is None else self.interval,
+        )
+
+
+class AttentionBank:
+    """When the maps of all training images are looked at again, and the weights of a batch's patches."""
+
+    def __init__(self, method: ViTMethod, options: BankOptions) -> None:
+        self.method, self.options = method, options
+        self.start, self.interval = resolved(options.start), resolved(options.interval)
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
-        """Random masking up to and with epoch `start`, then attention (docs/papers/amt.md 3.2)."""
-        return Phase("random"), Phase("attention", self.start + 1)
+    def first_epoch(self) -> int:
+        """The first that attention drives: random masking runs up to and with epoch `start` (docs/papers/amt.md 3.2)."""
+        return self.start + 1
 
     @property
-    def passes(self) -> tuple[Pass, ...]:
-        """The refresh; random_throw needs none."""
-        if self.options.control == "random_throw":
+    def refreshes(self) -> tuple[Refresh, ...]:
+        """The one of the maps; random_throw needs none."""
+        o = self.options
+        if o.control == "random_throw":
             return ()
-        o, seed = self.options, self.method.config.seed
         return (
-            Pass(
+            Refresh(
                 name=NAME,
                 due=self.due,
-                input_spec=InputSpec(size=self.method.vit.image_size, crop="squash", resample="bilinear"),
+                view=ImageView(self.method.net.image_size, Squash(), resample="bilinear"),
                 compute=self.maps,
                 shape=self.method.vit.grid,
                 dtype=o.bank_dtype,
                 initial=CODES[o.bank_dtype],
                 on_device=o.bank == "device",
-                row_of=partial(permuted, seed=seed) if o.control == "shuffled_bank" else same_row,
+                row_of=permuted if o.control == "shuffled_bank" else same_row,
             ),
         )
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Keys that the batch needs."""
-        return (NAME,) if self.passes and self.options.bank == "host" else ()
 
     def due(self, epoch: int) -> bool:
         """After epochs start, start + interval, ... (docs/papers/amt.md 3.2); never after the last, for nothing follows it."""
@@ -122,15 +119,15 @@ class AttentionBank:
         return {"noise": jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(fold(keys, 3))}
 
 
-def attention_maps(method: Method, params: Params, images: jax.Array) -> jax.Array:
+def attention_maps(method: ViTMethod, params: Params, images: jax.Array) -> jax.Array:
     """AMT's maps of whole images [B, H, W, 3], float32 [B, rows, columns] in [0, 1] (docs/papers/amt.md 3.1)."""
-    rows = method.apply(params, method.clean_patches(images), method=_attention_row)
+    rows = method.apply(params, method.patches(images), method=_attention_row)
     return normalise_attention(rows[..., method.vit.prefix :]).reshape(-1, *method.vit.grid)
 
 
-def permuted(index: npt.NDArray[np.int32], count: int, seed: int) -> npt.NDArray[np.int32]:
+def permuted(index: npt.NDArray[np.int32], num_examples: int, seed: int) -> npt.NDArray[np.int32]:
     """Another image's row for every image: a fixed random permutation of all."""
-    return np.random.Generator(np.random.Philox(seed)).permutation(count).astype(np.int32)[index]
+    return np.random.Generator(np.random.Philox(seed)).permutation(num_examples).astype(np.int32)[index]
 
 
 def _attention_row(module: object, patches: jax.Array) -> jax.Array:

@@ -20,30 +20,31 @@ import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError, one_of
 from mim_jax.config.kinds import Depth, Heads, Name, Range, Share, ShareAboveZero, Side, Width, words
-from mim_jax.config.schema import Config
 from mim_jax.corruptions import degradation, misalignment
 from mim_jax.corruptions.masking import num_kept, split_by_noise
-from mim_jax.data import InputSpec
+from mim_jax.data import ClassLabelView
+from mim_jax.data import View as DataView
 from mim_jax.methods.flops import encoder_decoder_flops
 from mim_jax.methods.mae import check_decoder, mean_squares
-from mim_jax.methods.pixel_picture import by_visible_statistics, caption, draw, draw_images, put
-from mim_jax.methods.protocol import (
-    Artefacts,
+from mim_jax.methods.method import (
     Batch,
     Draws,
-    Method,
+    Encoder,
+    ImageGrid,
     Outputs,
-    Picture,
-    Terms,
+    Variables,
     View,
+    ViTMethod,
     fold,
     uniform_noise,
 )
+from mim_jax.methods.pixel_grid import by_visible_statistics, caption, draw, draw_images, put
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
 from mim_jax.methods.rules import Rules, constant, ones, truncated_normal, uniform, zeros
+from mim_jax.methods.terms import Terms
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.layers import gather_tokens
-from mim_jax.models.vit import Params
-from mim_jax.targets.pixels import normalise, normalise_patches, patchify, unpatchify
+from mim_jax.targets.pixels import normalise_patches, patchify, unpatchify
 
 GEOMETRIES = ("zoom_in", "zoom_out")
 STYLES = ("distort", "blur", "decolorize")
@@ -66,14 +67,16 @@ class BeyondMaskingOptions:
     decoder_heads: Heads = 6
 
 
-class BeyondMasking(Method):
+class BeyondMasking(ViTMethod):
     """One or several of the degradations; the target is always the original, normalised per patch and channel."""
 
     name = "beyond_masking"
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, config: Config, options: BeyondMaskingOptions) -> None:
-        super().__init__(config)
+    def __init__(
+        self, net: Encoder, options: BeyondMaskingOptions, preprocessing: Preprocessing = DEFAULT
+    ) -> None:
+        super().__init__(net, preprocessing)
         self.options = options
         words = [
             one_of("a word of config.method.task", w, (*GEOMETRIES, *STYLES, "mask"))
@@ -117,9 +120,7 @@ class BeyondMasking(Method):
             exact = self.side * ratio
             side = self.side + 2 * round((exact - self.side) / 2) if inward else max(1, round(exact))
             if abs(side - exact) > 1e-6:
-                self.remarks = (
-                    f"{self.geometry} takes {side} px, the nearest to {ratio:.4g} of {self.side}",
-                )
+                self.notes = (f"{self.geometry} takes {side} px, the nearest to {ratio:.4g} of {self.side}",)
             return side
         side = given
         if (inward and (side < self.side or (side - self.side) % 2)) or (side > self.side and not inward):
@@ -150,11 +151,12 @@ class BeyondMasking(Method):
         )
 
     @property
-    def input_spec(self) -> InputSpec:
-        return dataclasses.replace(super().input_spec, size=(self._outer(0), self._outer(1)))
+    def _source_size(self) -> tuple[int, int]:
+        """Height and width of the crop that is asked of the data, pixels."""
+        return self.vit.image_size if self.geometry == "none" else (self.source_side, self.source_side)
 
-    def _outer(self, axis: int) -> int:
-        return self.vit.image_size[axis] if self.geometry == "none" else self.source_side
+    def view(self, train: bool) -> DataView:
+        return ClassLabelView(self.preprocessing.view(self._source_size, train))
 
     # Corruption.
 
@@ -180,10 +182,10 @@ class BeyondMasking(Method):
             drawn["weights"] = jax.vmap(degradation.draw_weights)(fold(shared, 6))
         return drawn
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        original, drawn = self.clean_images(batch), self.draws(keys)
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        original, drawn = self.preprocessing.images(batch), self.draws(keys)
         view: View = {"offset": drawn["offset"]} if self.geometry == "zoom_out" else {}
-        network = self.degrade(normalise(original, self.config.data.mean, self.config.data.std), view, drawn)
+        network = self.degrade(self.preprocessing.normalise(original), view, drawn)
         view["patches"] = patchify(network, self.vit.patch)
         count = self.vit.num_patches
         if self.masked:
@@ -191,9 +193,7 @@ class BeyondMasking(Method):
         else:
             view["visible"] = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (len(keys), count))
             view["hidden"] = jnp.zeros((len(keys), 0), jnp.int32)
-        view["original"] = normalise(
-            original, self.config.data.mean, self.config.data.std
-        )  # for the picture; XLA drops it
+        view["original"] = self.preprocessing.normalise(original)  # for the report; XLA drops it
         return view | self.targets(original, view)
 
     def degrade(self, images: jax.Array, view: View, drawn: Draws) -> jax.Array:
@@ -248,13 +248,15 @@ class BeyondMasking(Method):
         """Whether the decoder's last block may leave the visible patches out: nothing of them is scored."""
         return self.masked and self.geometry == "none"
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         indices, drop_keys = (view["visible"], view["hidden"]), keys if train else None
         if self.paints_hidden_only:
             return {
-                "pixels": self.apply(params, view["patches"], *indices, drop_keys, method="predict_hidden")
+                "pixels": self.apply(
+                    variables.params, view["patches"], *indices, drop_keys, method="predict_hidden"
+                )
             }
-        pixels = self.apply(params, view["patches"], *indices, drop_keys, method="predict_all")
+        pixels = self.apply(variables.params, view["patches"], *indices, drop_keys, method="predict_all")
         if self.masked:
             pixels = gather_tokens(pixels, jnp.argsort(jnp.concatenate(indices, axis=1), axis=1))
         return {"pixels": pixels}
@@ -275,7 +277,7 @@ class BeyondMasking(Method):
             "edge": (edge, jnp.ones_like(edge)),
         }
 
-    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+    def baselines(self, view: View, variables: Variables) -> dict[str, Terms]:
         """Predicting 0: every normalised patch's mean."""
         rows = view["hidden"].shape[1] if self.paints_hidden_only else self.vit.num_patches
         nothing = jnp.zeros((len(view["target"]), rows, 3 * self.vit.patch**2))
@@ -288,7 +290,7 @@ class BeyondMasking(Method):
             self.vit, self.decoder, visible=self.num_visible, hidden=hidden, painted=painted
         )
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
         """Input, prediction and what it is compared with; targets are relative to each patch, and so drawn as they are."""
         patches, pixels = view["patches"], outputs["pixels"]
         blank = jnp.zeros_like(patches[:, : view["hidden"].shape[1]])
@@ -303,7 +305,7 @@ class BeyondMasking(Method):
         columns["original"] = draw_images(
             self, misalignment.area_resize(view["original"], self.vit.image_size)
         )
-        return Picture(columns, caption(columns, normalised=True))
+        return ImageGrid(columns, caption(columns, normalised=True))
 
 
 def ring_error(squares: jax.Array, margin: int) -> jax.Array:

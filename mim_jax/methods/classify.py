@@ -4,7 +4,8 @@ docs/papers/amt.md 1.5 (probe), 1.6 and 2.2, docs/papers/mapet.md 10 (fine-tunin
 """
 
 import dataclasses
-from typing import Annotated
+import functools
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,40 @@ from mim_jax.config.kinds import Block, CountOrZero, Range, Share, ShareBelowOne
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.mixing import mix, one_hot, random_erasing
 from mim_jax.corruptions.randaugment import rand_augment
-from mim_jax.data import InputSpec
+from mim_jax.data import ClassLabels, ClassLabelsView, ClassLabelView, Dataset
+from mim_jax.data import View as DataView
+from mim_jax.data.views import ExampleNumbers
 from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Pass, Terms, View
-from mim_jax.methods.rules import Rules, normal, ones, truncated_normal, vit_layers, xavier_uniform, zeros
+from mim_jax.methods.method import (
+    BATCH_STATS,
+    Batch,
+    Encoder,
+    EvaluationContext,
+    Evaluator,
+    Method,
+    Outputs,
+    Refresh,
+    Variables,
+    View,
+)
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
+from mim_jax.methods.rules import (
+    Rules,
+    constant,
+    normal,
+    ones,
+    truncated_normal,
+    vit_layers,
+    xavier_uniform,
+    zeros,
+)
 from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init, swin_layers
+from mim_jax.methods.terms import Terms
 from mim_jax.models.classifier import Classifier, Probe, running
 from mim_jax.models.swin import SwinConfig
-from mim_jax.models.vit import Params, ViTConfig
+from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
+from mim_jax.transfer.classification import Classification
 
 FEATURES = "features"
 
@@ -45,14 +71,31 @@ class ClassifyOptions:
     rand_magnitude: Annotated[float, Range(0, 10)] = 9.0
     erase: Share = 0.0  # probability of random erasing
 
+    def completed(self, config: Config, dataset: Dataset | None) -> Self:
+        """With the classes of the training images; ConfigError where another number was set."""
+        num_classes = dataset.num_classes if dataset else 0
+        if self.num_classes is not None and num_classes and self.num_classes != num_classes:
+            raise ConfigError(
+                f"config.method.num_classes={self.num_classes}, but {config.data.source} has {num_classes} classes: leave it empty"
+            )
+        several = dataset is not None and dataset.annotation is ClassLabels
+        return dataclasses.replace(
+            self,
+            num_classes=self.num_classes or num_classes,
+            multi_label=several if self.multi_label is None else self.multi_label,
+        )
+
 
 class Classify(Method):
     """Cross-entropy on (possibly mixed and smoothed) labels; with several labels an image, binary for every class."""
 
     name = "classify"
+    supervised = True
 
-    def __init__(self, config: Config, options: ClassifyOptions) -> None:
-        super().__init__(config)
+    def __init__(
+        self, net: Encoder, options: ClassifyOptions, preprocessing: Preprocessing = DEFAULT
+    ) -> None:
+        super().__init__(net, preprocessing)
         self.options = options
         self.num_classes = options.num_classes or 0
         if self.num_classes < 1:
@@ -68,9 +111,7 @@ class Classify(Method):
             raise ConfigError(
                 f"config.method.layer={options.layer}: give -1, or a block in 0..{self.net.depth - 1}"
             )
-        if not options.probe and options.pool == "mean" and isinstance(self.net, ViTConfig):
-            self.fresh = ("encoder/norm/",)
-        fixed = config.augment.crop != "random_resized" and not config.augment.flip
+        fixed = not self.preprocessing.view(self.net.image_size, train=True).random
         self.cached = (
             options.probe and options.cache and fixed and not options.rand_augment and not options.erase
         )
@@ -108,75 +149,76 @@ class Classify(Method):
                 (r"attn/proj/kernel$", xavier_uniform(input_axes=2)),
                 (r"kernel$", xavier_uniform()),
                 (r"(cls_token|mask_token|pos_embed)$", normal(0.02)),
-                (r"gamma$", lambda key, shape, dtype: jnp.full(shape, self.vit.layer_scale or 1.0, dtype)),
+                (r"gamma$", constant(self.net.layer_scale or 1.0)),
                 (r"scale$", ones),
                 (r"(bias|table)$", zeros),
             ),
             decay=((r"(kernel|table)$", True), (r".", False)),
             frozen=frozen,
-            layers=vit_layers(self.vit.depth),
-            last_layer=self.vit.depth + 1,
+            layers=vit_layers(self.net.depth),
+            last_layer=self.net.depth + 1,
+            not_inherited=("encoder/norm/",)
+            if not self.options.probe and self.options.pool == "mean"
+            else (),
         )
 
-    @property
-    def input_spec(self) -> InputSpec:
-        spec = dataclasses.replace(super().input_spec, extras=self._labels)
-        if not self.cached:
-            return spec
-        return dataclasses.replace(spec, extras=(FEATURES, self._answers), pixels=False)
+    def _labelled(self, image: DataView | None) -> DataView:
+        if self.options.multi_label:
+            return ClassLabelsView(image, self.num_classes)
+        return ClassLabelView(image)
+
+    def view(self, train: bool) -> DataView:
+        if self.cached and train:
+            return ExampleNumbers()
+        return self._labelled(self.preprocessing.view(self.net.image_size, train))
 
     @property
-    def eval_spec(self) -> InputSpec:
-        return dataclasses.replace(super().eval_spec, pixels=True, extras=self._labels)
-
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        return ("labels",) if self.options.multi_label else ()
-
-    @property
-    def _answers(self) -> str:
-        """The batch key of what is to be named."""
-        return "labels" if self.options.multi_label else "label"
-
-    @property
-    def passes(self) -> tuple[Pass, ...]:
+    def refreshes(self) -> tuple[Refresh, ...]:
         """Features of a frozen encoder without augmentation, and the labels: once. Then no image is read any more."""
         if not self.cached:
             return ()
-        spec, name = dataclasses.replace(super().input_spec, extras=()), self._answers
+        labels = self._labelled(None)
+        (name,) = labels.keys
         return (
-            Pass(
+            Refresh(
                 name=FEATURES,
                 due=lambda epoch: epoch == -1,
-                input_spec=spec,
-                compute=lambda params, batch: self.features(params, self.clean_patches(batch["image"])),
+                view=self.preprocessing.view(self.net.image_size, train=True),
+                compute=lambda params, batch: self.features(params, self.patches(batch["image"])),
                 shape=(self.width,),
                 dtype="float32",
                 initial=0.0,
                 saved=False,
             ),
-            Pass(
+            Refresh(
                 name=name,
                 due=lambda epoch: epoch == -1,
-                input_spec=dataclasses.replace(spec, extras=self._labels, pixels=False),
+                view=labels,
                 compute=lambda params, batch: batch[name],
-                shape=(self.num_classes,) if self.options.multi_label else (),
-                dtype="int8" if self.options.multi_label else "int32",
+                shape=labels.keys[name].shape,
+                dtype=labels.keys[name].dtype,
                 initial=-1.0,
                 saved=False,
             ),
         )
 
-    def prepare(self, images: object) -> Artefacts:
+    def prepare(self, images: object, seed: int) -> Variables:
         """Running statistics of the probe's batch normalisation."""
         width = self.width
-        return {"mean": jnp.zeros(width), "variance": jnp.ones(width)} if self.options.probe else {}
+        statistics = {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
+        return Variables(batch_stats=statistics if self.options.probe else {})
 
-    def collect(self, artefacts: Artefacts, outputs: Outputs) -> Artefacts:
-        batch = {name: outputs[name] for name in ("mean", "variance") if name in outputs}
-        return {**artefacts, **{name: running(artefacts[name], new) for name, new in batch.items()}}
+    def evaluators(self, context: EvaluationContext) -> list[Evaluator]:
+        view = self.view(train=False)
+        batches = functools.partial(context.batches, context.test, view, "classification")
+        names = context.train.class_names
+        return [
+            Classification(
+                self.class_scores, batches, class_names=names, workdir=context.workdir, mesh=context.mesh
+            )
+        ]
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
         o = self.options
         if o.multi_label:
             targets = batch["labels"].astype(jnp.float32)
@@ -184,10 +226,10 @@ class Classify(Method):
             targets = one_hot(batch["label"], self.num_classes, o.label_smoothing)
         if self.cached:
             return {FEATURES: batch[FEATURES], "targets": targets}
-        images = self.clean_images(batch)
+        images = self.preprocessing.images(batch)
         if o.rand_augment:
             images = self.augmented(keys, images)
-        images = self.network_images(keys, images)
+        images = self.preprocessing.network_input(keys, images, train)
         if o.erase:
             images = jax.vmap(
                 lambda key, image: random_erasing(jax.random.fold_in(key, 5), image, probability=o.erase)
@@ -200,7 +242,7 @@ class Classify(Method):
 
     def augmented(self, keys: jax.Array, images: jax.Array) -> jax.Array:
         """RandAugment on images in [0, 1]. One by one on a CPU, where computing every branch costs ten times as much."""
-        o, fill = self.options, jnp.asarray(self.config.data.mean)
+        o, fill = self.options, jnp.asarray(self.preprocessing.mean)
 
         def one(key: jax.Array, image: jax.Array) -> jax.Array:
             return rand_augment(
@@ -220,14 +262,19 @@ class Classify(Method):
         pooled = self.encode_patches(params, patches).pooled(self.options.layer, self.options.pool)
         return jax.lax.stop_gradient(pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32)))
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         if not self.options.probe:
-            return {"logits": self.apply(params, view["images"], keys if train else None)}
-        features = view[FEATURES] if self.cached else self.features(params, view["images"])
+            return {"logits": self.apply(variables.params, view["images"], keys if train else None)}
+        features = view[FEATURES] if self.cached else self.features(variables.params, view["images"])
         mean, variance = jnp.mean(features, axis=0), jnp.var(features, axis=0)
-        logits = self.apply(params, features, mean, variance, method="classify")
+        logits = self.apply(variables.params, features, mean, variance, method="classify")
         unbiased = variance * len(features) / max(1, len(features) - 1)  # torch's running variance
-        return {"logits": logits, "mean": mean, "variance": unbiased}
+        old = variables.batch_stats
+        statistics = {
+            "mean": running(old["mean"], mean),
+            "variance": running(old["variance"], unbiased),
+        }
+        return {"logits": logits, BATCH_STATS: statistics}
 
     def loss(self, outputs: Outputs, view: View) -> Terms:
         logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
@@ -244,11 +291,12 @@ class Classify(Method):
         entropy = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
         return {"loss": (entropy, jnp.ones_like(entropy))}
 
-    def class_scores(self, params: Params, artefacts: Artefacts, images: jax.Array) -> jax.Array:
-        patches = self.clean_patches(images)
+    def class_scores(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits [B, classes] of whole images [B, H, W, 3] in evaluation mode, float32."""
+        params, patches = variables.params, self.patches(images)
         if not self.options.probe:
             return self.apply(params, patches).astype(jnp.float32)
-        statistics = (artefacts["mean"], artefacts["variance"])
+        statistics = (variables.batch_stats["mean"], variables.batch_stats["variance"])
         return self.apply(params, self.features(params, patches), *statistics, method="classify").astype(
             jnp.float32
         )

@@ -7,27 +7,27 @@ import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Depth, Heads, Share, Width
-from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import num_kept, split_by_noise
 from mim_jax.methods.flops import encoder_decoder_flops
-from mim_jax.methods.pixel_picture import pixel_picture
-from mim_jax.methods.protocol import (
-    Artefacts,
+from mim_jax.methods.method import (
     Batch,
     Draws,
-    Method,
+    Encoder,
+    ImageGrid,
     Outputs,
-    Picture,
-    Terms,
+    Variables,
     View,
+    ViTMethod,
     fold,
     uniform_noise,
 )
+from mim_jax.methods.pixel_grid import pixel_grid
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, xavier_uniform, zeros
+from mim_jax.methods.terms import Terms
 from mim_jax.models.encoder_decoder import DecoderConfig, EncoderDecoder
 from mim_jax.models.layers import gather_tokens
-from mim_jax.models.vit import Params
-from mim_jax.targets.pixels import normalise_patches
+from mim_jax.targets.pixels import normalise_patches, patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,13 @@ class MaeOptions:
     decoder_heads: Heads = 16
 
 
-class Mae(Method):
+class Mae(ViTMethod):
     """Random masking; mean squared error over the hidden patches."""
 
     name = "mae"
 
-    def __init__(self, config: Config, options: MaeOptions) -> None:
-        super().__init__(config)
+    def __init__(self, net: Encoder, options: MaeOptions, preprocessing: Preprocessing = DEFAULT) -> None:
+        super().__init__(net, preprocessing)
         self.options = options
         self.num_visible = num_kept(self.vit.num_patches, options.mask_ratio)
         if not 1 <= self.num_visible < self.vit.num_patches:
@@ -81,13 +81,15 @@ class Mae(Method):
         """`noise` [B, L]: the patches of smallest noise stay visible."""
         return {"noise": uniform_noise(fold(keys, 2), self.vit.num_patches)}
 
-    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+    def split(self, keys: jax.Array, batch: Batch, variables: Variables) -> tuple[jax.Array, jax.Array]:
         """Indices of the visible and of the hidden patches, int32 [B, K] and [B, M]."""
         return split_by_noise(self.draws(keys)["noise"], self.num_visible)
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        patches = self.network_patches(keys, batch)
-        visible, hidden = self.split(keys, batch, artefacts)
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        patches = patchify(
+            self.preprocessing.network_input(keys, self.preprocessing.images(batch), train), self.vit.patch
+        )
+        visible, hidden = self.split(keys, batch, variables)
         return {
             "patches": patches,
             "visible": visible,
@@ -97,15 +99,14 @@ class Mae(Method):
             ),
         }
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
-        indices = (view["visible"], view["hidden"])
-        drop_keys = keys if train else None
-        return {"pixels": self.apply(params, view["patches"], *indices, drop_keys, method="predict_hidden")}
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
+        inputs = (view["patches"], view["visible"], view["hidden"], keys if train else None)
+        return {"pixels": self.apply(variables.params, *inputs, method="predict_hidden")}
 
     def loss(self, outputs: Outputs, view: View) -> Terms:
         return {"loss": mean_squares(outputs["pixels"], view["target"])}
 
-    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+    def baselines(self, view: View, variables: Variables) -> dict[str, Terms]:
         """One constant for all pixels: 0 where targets are normalised, else the whole image's mean colour."""
         constant = jnp.zeros_like(view["target"])
         if not self.options.norm_pix:
@@ -119,8 +120,8 @@ class Mae(Method):
             self.vit, self.decoder, visible=self.num_visible, hidden=hidden, painted=hidden
         )
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
-        return pixel_picture(self, view, outputs["pixels"], normalised=self.options.norm_pix)
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
+        return pixel_grid(self, view, outputs["pixels"], normalised=self.options.norm_pix)
 
 
 def mean_squares(predicted: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,15 +21,24 @@ import numpy as np
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, words
-from mim_jax.config.schema import Config
 from mim_jax.corruptions.permutation import attention_masks, order_from_noise, ranks, tie_ranks
 from mim_jax.methods.flops import dense_flops, two_stream_flops
+from mim_jax.methods.method import (
+    Batch,
+    Draws,
+    Encoder,
+    ImageGrid,
+    Outputs,
+    Variables,
+    View,
+    fold,
+    uniform_noise,
+)
 from mim_jax.methods.mim import Mim, MimOptions
-from mim_jax.methods.protocol import Artefacts, Batch, Draws, Outputs, Picture, View, fold, uniform_noise
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
+from mim_jax.methods.token_grid import token_grid
 from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
-from mim_jax.methods.token_picture import token_picture
 from mim_jax.models.attention_masks import TwoStreams
-from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
 
 OBJECTIVES = ("mapet", "pim", "full_pim", "grouped", "mim")
@@ -43,18 +52,19 @@ class MapetOptions(TokenOptions):
     masking: Annotated[str, words("random", "block")] = "random"  # random | block; mim only
 
 
-def build(config: Config, options: MapetOptions) -> TokenMethod:
+def build(net: Encoder, options: MapetOptions, preprocessing: Preprocessing = DEFAULT) -> TokenMethod:
     """The method of an objective. `mim` hides as many patches as MaPeT has targets (an equal comparison)."""
-    mapet = Mapet(config, options)
+    mapet = Mapet(net, options, preprocessing)
     if options.objective != "mim":
         return mapet
     return Mim(
-        config,
+        net,
         MimOptions(
             masking=options.masking,
             num_masked=mapet.num_targets,
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(TokenOptions)},
         ),
+        preprocessing,
     )
 
 
@@ -63,8 +73,8 @@ class Mapet(TokenMethod):
 
     name = "mapet"
 
-    def __init__(self, config: Config, options: MapetOptions) -> None:
-        super().__init__(config, options)
+    def __init__(self, net: Encoder, options: MapetOptions, preprocessing: Preprocessing = DEFAULT) -> None:
+        super().__init__(net, options, preprocessing)
         self.options = options
         slots = 1 + self.vit.num_patches
         if not self.vit.cls:
@@ -100,21 +110,28 @@ class Mapet(TokenMethod):
         """`noise` [B, L]: patches stand in the order of their noise, ascending, behind CLS."""
         return {"noise": uniform_noise(keys, self.vit.num_patches)}
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        images = self.clean_images(batch)
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        images = self.preprocessing.images(batch)
         order = order_from_noise(self.draws(keys)["noise"])
         targets = order[:, self.context :] - 1
         return {
-            "patches": patchify(self.network_images(fold(keys, 1), images), self.vit.patch),
+            "patches": patchify(
+                self.preprocessing.network_input(fold(keys, 1), images, train), self.vit.patch
+            ),
             "order": order,
             "targets": targets,
-            "labels": labels_at(self.labels(batch, images, artefacts), targets),
+            "labels": labels_at(self.labels(batch, images, variables.artefacts), targets),
         }
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         drop_keys = keys if train else None
         logits = self.apply(
-            params, view["patches"], view["order"], self.layout, drop_keys=drop_keys, method="two_stream"
+            variables.params,
+            view["patches"],
+            view["order"],
+            self.layout,
+            drop_keys=drop_keys,
+            method="two_stream",
         )
         return {"logits": logits}
 
@@ -126,6 +143,6 @@ class Mapet(TokenMethod):
             + dense_flops(self.num_targets, self.vit.width, self.vocabulary)
         )
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
         place = jnp.maximum(ranks(view["order"])[:, 1:] - self.context + 1, 0)
-        return token_picture(self, view, outputs, artefacts, order=place)
+        return token_grid(self, view, outputs, variables.artefacts, order=place)

@@ -7,13 +7,22 @@ import jax
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, Share, words
-from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import block_mask, mask_from_noise, masked_first
 from mim_jax.methods.flops import dense_flops, plain_flops
-from mim_jax.methods.protocol import Artefacts, Batch, Draws, Outputs, Picture, View, fold, uniform_noise
+from mim_jax.methods.method import (
+    Batch,
+    Draws,
+    Encoder,
+    ImageGrid,
+    Outputs,
+    Variables,
+    View,
+    fold,
+    uniform_noise,
+)
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
+from mim_jax.methods.token_grid import token_grid
 from mim_jax.methods.token_method import TokenMethod, TokenOptions, labels_at
-from mim_jax.methods.token_picture import token_picture
-from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import patchify
 
 
@@ -32,8 +41,8 @@ class Mim(TokenMethod):
 
     name = "mim"
 
-    def __init__(self, config: Config, options: MimOptions) -> None:
-        super().__init__(config, options)
+    def __init__(self, net: Encoder, options: MimOptions, preprocessing: Preprocessing = DEFAULT) -> None:
+        super().__init__(net, options, preprocessing)
         length = self.vit.num_patches
         self.options = options
         self.num_masked = (
@@ -51,12 +60,12 @@ class Mim(TokenMethod):
         grid, least = self.vit.grid, self.options.min_block
         return {"mask": jax.vmap(lambda key: block_mask(key, grid, self.num_masked, min_block=least))(keys)}
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        images = self.clean_images(batch)
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        images = self.preprocessing.images(batch)
         mask = self.draws(keys)["mask"]
         targets, _ = masked_first(mask, self.num_masked)
-        network = self.network_images(fold(keys, 1), images)
-        labels = self.labels(batch, images, artefacts)
+        network = self.preprocessing.network_input(fold(keys, 1), images, train)
+        labels = self.labels(batch, images, variables.artefacts)
         return {
             "patches": patchify(network, self.vit.patch),
             "mask": mask,
@@ -64,9 +73,9 @@ class Mim(TokenMethod):
             "labels": labels_at(labels, targets),
         }
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         logits = self.apply(
-            params,
+            variables.params,
             view["patches"],
             view["mask"],
             view["targets"],
@@ -82,5 +91,5 @@ class Mim(TokenMethod):
             + dense_flops(self.num_masked, self.vit.width, self.vocabulary)
         )
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
-        return token_picture(self, view, outputs, artefacts)
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
+        return token_grid(self, view, outputs, variables.artefacts)

@@ -39,6 +39,8 @@ class Rules:
     layers: Sequence[tuple[str, int]] = ((r".", 0),)
     """Layer ids for layer-wise learning rates: `optim.layer_decay` to the power of `last_layer` minus the id."""
     last_layer: int = 0
+    not_inherited: tuple[str, ...] = ()
+    """Beginnings of the names of encoder parameters that a run with `config.init` does not take over."""
 
 
 def vit_layers(depth: int) -> Sequence[tuple[str, int]]:

@@ -11,28 +11,28 @@ import jax.numpy as jnp
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import CountOrZero, Share, Side
-from mim_jax.config.schema import Config
 from mim_jax.corruptions.masking import masked_first, num_units_masked, unit_grid, unit_mask_from_noise
 from mim_jax.methods.flops import dense_flops, plain_flops, swin_flops
-from mim_jax.methods.pixel_picture import pixel_picture
-from mim_jax.methods.protocol import (
-    Artefacts,
+from mim_jax.methods.method import (
     Batch,
     Draws,
+    Encoder,
+    ImageGrid,
     Method,
     Outputs,
-    Picture,
-    Terms,
+    Variables,
     View,
     fold,
     uniform_noise,
 )
+from mim_jax.methods.pixel_grid import pixel_grid
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
 from mim_jax.methods.rules import Initialiser, Rules, constant, ones, truncated_normal, uniform, zeros
 from mim_jax.methods.swin_rules import SWIN_DECAY, swin_init
+from mim_jax.methods.terms import Terms
 from mim_jax.models.layers import gather_tokens
 from mim_jax.models.masked_predictor import MaskedPredictor, SwinPredictor
 from mim_jax.models.swin import SwinConfig
-from mim_jax.models.vit import Params
 from mim_jax.targets.pixels import normalise_locally, patchify, unpatchify
 
 
@@ -50,8 +50,8 @@ class Simmim(Method):
 
     name = "simmim"
 
-    def __init__(self, config: Config, options: SimmimOptions) -> None:
-        super().__init__(config)
+    def __init__(self, net: Encoder, options: SimmimOptions, preprocessing: Preprocessing = DEFAULT) -> None:
+        super().__init__(net, preprocessing)
         net, swin = self.net, isinstance(self.net, SwinConfig)
         self.options = options
         self.unit = options.unit or (1 if swin else 2)
@@ -92,15 +92,15 @@ class Simmim(Method):
             head = (r"^head/", uniform(self.net.features**-0.5))
             return Rules(init=(head, *swin_init(self.net)), decay=SWIN_DECAY)
         deep: list[tuple[str, Initialiser]] = []
-        for index in range(self.vit.depth):
+        for index in range(self.net.depth):
             std = 0.02 / (2.0 * (index + 1)) ** 0.5
             deep.append((rf"block_{index:02d}/(attn/proj|mlp/fc2)/kernel$", truncated_normal(std, 1.0)))
         return Rules(
             init=(
                 *deep,
-                (r"^head/", uniform(self.vit.width**-0.5)),
+                (r"^head/", uniform(self.net.width**-0.5)),
                 (r"(kernel|cls_token|mask_token|pos_embed)$", truncated_normal(0.02, 1.0)),
-                (r"gamma$", constant(self.vit.layer_scale or 1.0)),
+                (r"gamma$", constant(self.net.layer_scale or 1.0)),
                 (r"scale$", ones),
                 (r"(bias|table)$", zeros),
             )
@@ -111,15 +111,15 @@ class Simmim(Method):
         rows, columns = unit_grid(self.cells, self.unit)
         return {"noise": uniform_noise(fold(keys, 2), rows * columns)}
 
-    def split(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> tuple[jax.Array, jax.Array]:
+    def split(self, keys: jax.Array, batch: Batch, variables: Variables) -> tuple[jax.Array, jax.Array]:
         """Indices of the visible and of the hidden cells, int32 [B, K] and [B, M]."""
         mask = unit_mask_from_noise(self.draws(keys)["noise"], self.cells, self.unit, self.units_hidden)
         hidden, visible = masked_first(mask, self.num_masked)
         return visible, hidden
 
-    def corrupt(self, keys: jax.Array, batch: Batch, artefacts: Artefacts) -> View:
-        images = self.network_images(keys, self.clean_images(batch))
-        visible, hidden = self.split(keys, batch, artefacts)
+    def corrupt(self, keys: jax.Array, batch: Batch, variables: Variables, train: bool = True) -> View:
+        images = self.preprocessing.network_input(keys, self.preprocessing.images(batch), train)
+        visible, hidden = self.split(keys, batch, variables)
         target = normalise_locally(images, self.local_norm) if self.local_norm else images
         return {
             "patches": patchify(images, self.net.patch),
@@ -128,14 +128,14 @@ class Simmim(Method):
             "target": gather_tokens(patchify(target, self.side), hidden),
         }
 
-    def forward(self, params: Params, view: View, keys: jax.Array, train: bool) -> Outputs:
+    def forward(self, variables: Variables, view: View, keys: jax.Array, train: bool) -> Outputs:
         drop_keys = keys if train else None
         (rows, columns), inside = self.cells, self.side // self.net.patch
         mask = jax.vmap(lambda at: jnp.zeros(rows * columns, bool).at[at].set(True))(view["hidden"])
         mask = mask.reshape(-1, rows, 1, columns, 1)
         mask = jnp.broadcast_to(mask, (len(mask), rows, inside, columns, inside))  # every patch of a cell
         pixels = self.apply(
-            params,
+            variables.params,
             view["patches"],
             mask.reshape(len(mask), -1),
             view["hidden"],
@@ -151,7 +151,7 @@ class Simmim(Method):
         count = target.shape[1] * target.shape[2]
         return {"loss": (jnp.sum(error, axis=(1, 2)), jnp.full(len(target), count, target.dtype))}
 
-    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+    def baselines(self, view: View, variables: Variables) -> dict[str, Terms]:
         """The whole image's mean colour everywhere; 0 where the target is normalised."""
         colours = view["patches"].reshape(len(view["target"]), -1, 3).mean(axis=1)
         constant = jnp.broadcast_to(jnp.tile(colours, self.side**2)[:, None], view["target"].shape)
@@ -164,11 +164,11 @@ class Simmim(Method):
         blocks = swin_flops(net) if isinstance(net, SwinConfig) else plain_flops(net, net.num_tokens)
         return embed + blocks + dense_flops(self.num_masked, net.features, values)
 
-    def picture(self, view: View, outputs: Outputs, artefacts: Artefacts) -> Picture | None:
+    def image_grid(self, view: View, outputs: Outputs, variables: Variables) -> ImageGrid | None:
         if (
             self.local_norm
         ):  # such a prediction has lost its surroundings' colour: there is nothing honest to draw
             return None
         images = unpatchify(view["patches"], self.net.grid)
         cells = {**view, "patches": patchify(images, self.side)}
-        return pixel_picture(self, cells, outputs["pixels"], normalised=False)
+        return pixel_grid(self, cells, outputs["pixels"], normalised=False)

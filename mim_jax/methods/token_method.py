@@ -7,22 +7,38 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.kinds import Count, Text, Vocabulary, words
-from mim_jax.config.schema import Config
-from mim_jax.data import InputSpec
-from mim_jax.methods.protocol import Artefacts, Batch, Method, Outputs, Terms, View
+from mim_jax.data import (
+    ClassLabelView,
+    ColumnView,
+    Dataset,
+    SecondSizeView,
+    Subset,
+    TokenCache,
+)
+from mim_jax.data import View as DataView
+from mim_jax.data.tokens_cache import HEADER
+from mim_jax.data.views import Column, SubsetColumn
+from mim_jax.methods.method import Artefacts, Batch, Encoder, Outputs, Variables, View, ViTMethod
+from mim_jax.methods.preprocessing import DEFAULT, Preprocessing
 from mim_jax.methods.rules import Rules, constant, normal, ones, uniform, zeros
+from mim_jax.methods.terms import Terms
 from mim_jax.models.layers import gather_tokens
 from mim_jax.models.masked_predictor import MaskedPredictor
 from mim_jax.progress import Progress
+from mim_jax.storage import parse_path
 from mim_jax.targets.pixels import flip_where, to_unit
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.kmeans import KMeansOptions, check_distinct, fit_kmeans
 from mim_jax.tokenizers.tokenizer import NAMES, Tokenizer, opened, refuse_misfit, tokenizer_flops
 
 TEACHER = "teacher"
+"""Batch key of the image at the size of a tokenizer that runs in every step, and artefact key of its weights."""
+HELD_OUT = "held_out"
+"""Folder of a token cache with the ids of the held-out split: a cache of its own."""
 FREQUENCY_PRIOR = 1.0
 """Pseudo-count of every token in the per-position frequencies, so that an unseen token has a finite cross-entropy."""
 
@@ -43,7 +59,7 @@ class TokenOptions:
     kmeans_patches: Count = 200_000  # the k-means at the start sees at most so many patches
 
 
-class TokenMethod(Method):
+class TokenMethod(ViTMethod):
     """Base of the methods that predict token ids.
 
     Artefacts of the k-means over patch pixels that is fitted at the start: `centroids` float32 [V, p p 3], and `frequency`
@@ -51,8 +67,8 @@ class TokenMethod(Method):
     every step: `teacher`, its weights (not in checkpoints).
     """
 
-    def __init__(self, config: Config, options: TokenOptions) -> None:
-        super().__init__(config)
+    def __init__(self, net: Encoder, options: TokenOptions, preprocessing: Preprocessing = DEFAULT) -> None:
+        super().__init__(net, preprocessing)
         if options.tokenizer != "pixels" and not options.tokens and not options.weights:
             raise ConfigError(
                 f"config.method.tokenizer={options.tokenizer} needs config.method.tokens=DIRECTORY, a token cache made by"
@@ -60,7 +76,6 @@ class TokenMethod(Method):
             )
         self.token_options = options
         self.vocabulary = options.vocabulary
-        self.cached_view = bool(options.tokens)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -76,28 +91,72 @@ class TokenMethod(Method):
     def module(self) -> MaskedPredictor:
         return MaskedPredictor(self.vit, self.vocabulary)
 
-    @property
-    def input_spec(self) -> InputSpec:
-        spec = super().input_spec
-        if self.cached_view:
-            return dataclasses.replace(spec, extras=("tokens",))
+    def view(self, train: bool) -> DataView:
+        """With the same crop at the size of a tokenizer that runs in every step."""
+        image = self.preprocessing.view(self.net.image_size, train)
         if tokenizer := self.tokenizer:
-            return dataclasses.replace(
-                spec, teacher=tokenizer.image_size, teacher_resample=tokenizer.resample
+            size = (tokenizer.image_size[0], tokenizer.image_size[1])
+            return ClassLabelView(SecondSizeView(image, TEACHER, size, tokenizer.resample))
+        return ClassLabelView(image)
+
+    def train_view(self, dataset: Dataset) -> DataView:
+        view = self.view(train=True)
+        if not self.token_options.tokens:
+            return view
+        if view.random:
+            raise ConfigError(
+                "config.method.tokens: cached token ids belong to one fixed, unflipped view, but config.augment has"
+                f" crop={self.preprocessing.augment.crop} and flip={self.preprocessing.augment.flip}: use a fixed crop without"
+                " flip, or config.method.weights, which computes the tokens during the run"
             )
-        return spec
+        return ColumnView(view, {"tokens": self._tokens(located_tokens(self.token_options), dataset)})
+
+    def eval_view(self, dataset: Dataset) -> DataView | None:
+        view = self.view(train=False)
+        if not self.token_options.tokens:
+            return view
+        folder = located_tokens(self.token_options) / HELD_OUT
+        if not (folder / HEADER).exists():
+            return None
+        return ColumnView(view, {"tokens": self._tokens(folder, dataset)})
+
+    def _tokens(self, folder: Path, dataset: Dataset) -> Column:
+        """The token ids of a cache, which must be of this very tokenizer, view and dataset.
+
+        Raises:
+            DataError: it is of something else, naming the field that differs.
+        """
+        options, augment = self.token_options, self.preprocessing.augment
+        parent = dataset.dataset if isinstance(dataset, Subset) else dataset
+        expect = dict(
+            tokenizer=options.tokenizer,
+            vocabulary=options.vocabulary,
+            grid=list(self.net.grid),
+            view=augment.eval_crop if folder.name == HELD_OUT else augment.crop,
+            length=len(parent),
+            source_fingerprint=parent.fingerprint,
+        )
+        if options.weights:
+            expect["tokenizer_fingerprint"] = opened(options.tokenizer, options.weights).fingerprint
+        cache = TokenCache.open(folder, expect=expect)
+        return SubsetColumn(cache, dataset) if isinstance(dataset, Subset) else cache
 
     @property
-    def frozen(self) -> Artefacts:
+    def constants(self) -> Artefacts:
         return {TEACHER: self.tokenizer.params} if self.tokenizer else {}
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
+        o = self.token_options
+        if o.tokens and not (located_tokens(o) / HELD_OUT / HEADER).exists():
+            return (
+                f"no held-out loss: the token cache {o.tokens} holds the training images only; python -m mim_jax.tokenize now keeps"
+                " the ids of held-out images, too: make it again",
+            )
         if not self.tokenizer:
             return ()
-        o = self.token_options
         return (
-            f"the tokenizer {o.tokenizer} runs in every step: {tokenizer_flops(self.tokenizer) / 1e9:.2f} GFLOP an image;"
+            f"the tokenizer {o.tokenizer} runs in every step: {tokenizer_flops(self.tokenizer) / 1e9:.2f} GFLOP per image;"
             " a token cache would save that",
         )
 
@@ -116,46 +175,46 @@ class TokenMethod(Method):
             )
         )
 
-    def prepare(self, images: Callable[[], Iterable[Any]]) -> Artefacts:
+    def prepare(self, images: Callable[[], Iterable[Any]], seed: int) -> Variables:
         """Fits the tokenizer on the training images, then counts tokens per position."""
-        if self.cached_view or self.tokenizer:
-            return {}
-        patches = _sample_patches(self, images(), self.token_options.kmeans_patches)
+        if self.token_options.tokens or self.tokenizer:
+            return Variables()
+        patches = _sample_patches(self, images(), self.token_options.kmeans_patches, seed)
         try:
-            centroids = _fit_centroids(patches, self.vocabulary, self.config.seed)
+            centroids = _fit_centroids(patches, self.vocabulary, seed)
         except ValueError as error:
             raise ConfigError(
                 f"config.method.vocabulary={self.vocabulary} is too large for these images: {error}; choose a smaller one"
             ) from error
         counts = np.full((self.vit.num_patches, self.vocabulary), FREQUENCY_PRIOR)
-        tokenise = jax.jit(lambda batch: nearest_centroid(self.clean_patches(batch), centroids))
+        tokenise = jax.jit(lambda batch: nearest_centroid(self.patches(batch), centroids))
         position = np.arange(self.vit.num_patches)
         for batch in images():
             np.add.at(counts, (position, np.asarray(tokenise(batch))), 1.0)
         frequency = np.log(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
-        return {"centroids": centroids, "frequency": frequency}
+        return Variables(artefacts={"centroids": centroids, "frequency": frequency})
 
     def labels(self, batch: Batch, images: jax.Array, artefacts: Artefacts) -> jax.Array:
         """Token ids int32 [B, L] in raster order: from the cache, by the tokenizer, or of the clean patches."""
-        if self.cached_view:
+        if self.token_options.tokens:
             return batch["tokens"]
         if tokenizer := self.tokenizer:
             seen = flip_where(to_unit(batch["teacher"]), batch["flip"])
             return tokenizer.ids(artefacts[TEACHER], seen)
-        return nearest_centroid(self.clean_patches(images), artefacts["centroids"])
+        return nearest_centroid(self.patches(images), artefacts["centroids"])
 
     def loss(self, outputs: Outputs, view: View) -> Terms:
         """Cross-entropy (nats) and accuracy of the targets."""
         logits = outputs["logits"].astype(jnp.promote_types(outputs["logits"].dtype, jnp.float32))
         return _token_terms(jax.nn.log_softmax(logits), view["labels"])
 
-    def baselines(self, view: View, artefacts: Artefacts) -> dict[str, Terms]:
+    def baselines(self, view: View, variables: Variables) -> dict[str, Terms]:
         """Guessing all tokens alike, and the best that a per-position token frequency can do without any image."""
         count = jnp.full(view["labels"].shape[:1], view["labels"].shape[1], jnp.float32)
         uniform: dict[str, Terms] = {"uniform": {"loss": (count * jnp.log(float(self.vocabulary)), count)}}
-        if "frequency" not in artefacts:
+        if "frequency" not in variables.artefacts:
             return uniform
-        log_probability = artefacts["frequency"][view["targets"]]
+        log_probability = variables.artefacts["frequency"][view["targets"]]
         return uniform | {"position_frequency": _token_terms(log_probability, view["labels"])}
 
 
@@ -182,10 +241,10 @@ def _fit_centroids(patches: np.ndarray, vocabulary: int, seed: int) -> jax.Array
         return jnp.asarray(fit_kmeans(patches, options, report=lambda _: progress.update()).centroids)
 
 
-def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.ndarray:
+def _sample_patches(method: ViTMethod, images: Iterable[Any], limit: int, seed: int) -> np.ndarray:
     """A uniform sample of at most `limit` patches of all images, never holding more than twice as many; [n, p p 3]."""
-    cut = jax.jit(method.clean_patches)
-    random = np.random.Generator(np.random.Philox(key=method.config.seed))
+    cut = jax.jit(method.patches)
+    random = np.random.Generator(np.random.Philox(key=seed))
     patches, priority = np.zeros((0, 3 * method.vit.patch**2), np.float32), np.zeros(0)
     for batch in images:
         new = np.asarray(cut(batch)).reshape(-1, patches.shape[1])
@@ -197,6 +256,11 @@ def _sample_patches(method: Method, images: Iterable[Any], limit: int) -> np.nda
             kept = np.sort(np.argpartition(priority, limit)[:limit])
             patches, priority = patches[kept], priority[kept]
     return patches
+
+
+def located_tokens(options: TokenOptions) -> Path:
+    """The directory of the token cache."""
+    return parse_path(options.tokens, "config.method.tokens")
 
 
 def labels_at(labels: jax.Array, targets: jax.Array) -> jax.Array:

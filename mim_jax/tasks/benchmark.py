@@ -8,9 +8,10 @@ the corruption alone as a share of the step. A method with phases is timed in it
 between steps (AMT's refresh) are timed beside it, per image; `refresh` is their share of the steps of one interval.
 """
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,9 @@ from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.data import place
+from mim_jax.data.views import ArraySpec
+from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods import Method, build_method, complete_options
-from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
@@ -77,76 +79,83 @@ def run(argv: Sequence[str]) -> int:
 
 
 def interval_of(method: Method) -> int:
-    """Epochs between two runs of the method's passes; 0 without any."""
-    if not method.passes:
+    """Epochs between two runs of the method's refreshes; 0 without any."""
+    if not method.refreshes:
         return 0
-    due = [epoch for epoch in range(1000) if method.passes[0].due(epoch)]
+    due = [epoch for epoch in range(1000) if method.refreshes[0].due(epoch)]
     return due[1] - due[0]
 
 
 def prepare(
     spec: str, batch_size: int
 ) -> tuple[Method, Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
-    """The method, a function that makes one update, one that only corrupts, and one that runs all passes."""
+    """The method, a function that makes one update, one that only corrupts, and one that runs all refreshes."""
     config = override(load(spec), {"data.batch_size": batch_size})
-    if config.method.get("tokenizer", "pixels") != "pixels" and not config.method.weights:
+    tokens = config.method.get("tokenizer", "pixels") != "pixels" and not config.method.weights
+    if tokens:
         override(config, {"method.tokens": "random ids"})
-    resolved = resolve(
-        check(config), num_examples=EXAMPLES, num_devices=jax.device_count(), platform=jax.default_backend()
+    resolved = complete_options(
+        resolve(
+            check(config),
+            num_examples=EXAMPLES,
+            num_devices=jax.device_count(),
+            platform=jax.default_backend(),
+        )
     )
-    method = build_method(complete_options(resolved))
-    last = method.in_phase(method.phases[-1])
+    method = build_method(resolved)
+    last = method.phases[-1].method
     mesh = make_mesh(resolved.mesh)
-    batch = place(random_batch(method, batch_size), batch_sharding(mesh))
+    keys = dict(method.view(train=True).keys)
+    if tokens:
+        keys["tokens"] = ArraySpec((method.net.num_patches,), "int32", below=resolved.method["vocabulary"])
+    keys |= {r.name: ArraySpec(r.shape, r.dtype) for r in method.refreshes if not r.on_device}
+    batch = place(random_batch(keys, batch_size), batch_sharding(mesh))
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     optimiser = make_optimiser(resolved, method.rules, shapes, 1000.0)
-    artefacts = method.prepare(lambda: [np.asarray(random_batch(method, 64)["image"])])
-    artefacts |= {
-        one.name: np.full((batch_size, *one.shape), one.initial, one.dtype)
-        for one in method.passes
-        if one.on_device
+    images = random_batch(method.feature_view.keys, 64)["image"]
+    prepared = method.prepare(lambda: [images], resolved.seed)
+    on_device = {
+        r.name: np.full((batch_size, *r.shape), r.initial, r.dtype) for r in method.refreshes if r.on_device
     }
-    artefacts |= method.frozen
-    state = create_state(method, optimiser, artefacts, ema=bool(resolved.optim.ema), mesh=mesh)
-    update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, 1000.0)
-    keys = example_keys(0, Purpose.CORRUPT, batch["draw"], batch["index"])
-    corrupt = jax.jit(last.corrupt)
-    held = [state]
+    prepared = dataclasses.replace(prepared, artefacts=prepared.artefacts | on_device | method.constants)
+    ema = bool(resolved.optim.ema)
+    state = create_state(method, optimiser, prepared, ema=ema, mesh=mesh, seed=resolved.seed)
+    update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, resolved, 1000.0)
+    corrupt_keys = example_keys(0, Purpose.CORRUPT, batch["epoch"], batch["index"])
+    corrupt = jax.jit(lambda keys, batch, variables: last.corrupt(keys, batch, variables, True))
+    current = [state]
 
     def step() -> Any:
-        held[0], metrics = update(held[0], batch)
+        current[0], metrics = update(current[0], batch)
         return metrics
 
-    looks = [jax.jit(one.compute) for one in method.passes]
+    computed = [jax.jit(refresh.compute) for refresh in method.refreshes]
     return (
         last,
         step,
-        lambda: corrupt(keys, batch, held[0].artefacts),
-        lambda: [look(held[0].params, batch) for look in looks],
+        lambda: corrupt(corrupt_keys, batch, current[0].variables),
+        lambda: [compute(current[0].params, batch) for compute in computed],
     )
 
 
-def random_batch(method: Method, count: int) -> dict[str, np.ndarray]:
-    """Noise of the shapes that the method asks for."""
+def random_batch(keys: Mapping[str, ArraySpec], count: int) -> dict[str, np.ndarray]:
+    """Noise of the shapes that a view asks for."""
     random = np.random.default_rng(0)
-    height, width = method.input_spec.size
     batch: dict[str, np.ndarray] = {
-        "image": random.integers(0, 256, (count, height, width, 3)).astype(np.uint8),
         "index": np.arange(count, dtype=np.int32),
-        "draw": np.zeros(count, np.int32),
-        "box": np.tile(np.array([0.0, 0.0, 1.0, 1.0], np.float32), (count, 1)),
-        "flip": np.zeros(count, bool),
-        "label": np.zeros(count, np.int32),
+        "epoch": np.zeros(count, np.int32),
         "valid": np.ones(count, bool),
     }
-    if size := method.input_spec.teacher:
-        batch["teacher"] = random.integers(0, 256, (count, *size, 3)).astype(np.uint8)
-    if "tokens" in method.input_spec.extras:
-        vocabulary = method.config.method["vocabulary"]
-        batch["tokens"] = random.integers(0, vocabulary, (count, method.vit.num_patches)).astype(np.int32)
-    for one in method.passes:
-        if not one.on_device:
-            batch[one.name] = random.random((count, *one.shape)).astype(one.dtype)
+    for name, spec in keys.items():
+        shape, dtype = (count, *spec.shape), np.dtype(spec.dtype)
+        if dtype == np.uint8 or spec.below is not None:
+            batch[name] = random.integers(0, spec.below or 256, shape).astype(dtype)
+        elif np.issubdtype(dtype, np.floating):
+            batch[name] = random.random(shape).astype(dtype)
+        else:
+            batch[name] = np.zeros(shape, dtype)
+    if "box" in batch:
+        batch["box"][:] = (0.0, 0.0, 1.0, 1.0)
     return batch
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from etils.epath import Path
 
-from mim_jax.data import Dataset, InputSpec, evaluation_batches
+from mim_jax.data import Dataset, ImageView, evaluation_batches
 from mim_jax.storage import write_text
 from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.training.watching.report import data_uri
@@ -29,18 +29,18 @@ SHOWN_IMAGES = 1024
 
 
 def most_used(
-    few: Dataset, spec: InputSpec, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
+    few: Dataset, view: ImageView, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
 ) -> Examples:
     """Patches of the most used codes, no two of one image, and spread over the images that have the code.
 
     Args:
         few: some images, spread over a source: many lie in the order of their classes.
-        spec: the tokenizer's view. grid: rows and columns of ids. counts: int [V].
+        view: the tokenizer's view. grid: rows and columns of ids. counts: int [V].
         ids: integers [n, L] of all `few`.
     """
     limit = len(few)
-    images = np.concatenate([b["image"][b["valid"]] for b in evaluation_batches(few, spec, batch_size=64)])
-    height, width = spec.size[0] // grid[0], spec.size[1] // grid[1]
+    images = np.concatenate([b["image"][b["valid"]] for b in evaluation_batches(few, view, batch_size=64)])
+    height, width = view.size[0] // grid[0], view.size[1] // grid[1]
     cells = (
         images.reshape(limit, grid[0], height, grid[1], width, 3)
         .swapaxes(2, 3)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from mim_jax.config.check import ConfigError, build
 from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
-from mim_jax.data import Dataset, EvenSample, InputSpec, evaluation_batches
+from mim_jax.data import Dataset, ImageView, Subset, evaluation_batches, even_numbers, make_crop
 from mim_jax.data.placement import OwnDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
@@ -26,9 +26,9 @@ from mim_jax.tokenizers.features import FeatureFiles
 from mim_jax.tokenizers.kmeans import KMeansOptions, KMeansProgress, KMeansResult, fit_kmeans
 from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
+from mim_jax.training.datasets import open_split
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
 
 FILE = "tokenizer.safetensors"
@@ -98,7 +98,8 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
     )
     d = config.data
     source = open_split(d, d.split, config.seed)
-    spec = InputSpec(teacher.image_size, config.augment.crop, resample=config.augment.resample)
+    a = config.augment
+    view = ImageView(teacher.image_size, make_crop(a.crop, a.scale, a.ratio), resample=a.resample)
     patches = len(source) * teacher.grid[0] * teacher.grid[1]
     files = FeatureFiles(
         workdir / "features",
@@ -116,7 +117,7 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
         say(f"finished before: {workdir / FILE}")
         return 0
     with Shutdown() as shutdown:
-        done = files.write(params, spec, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
+        done = files.write(params, view, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
         fitted = _fit(config, options, files, workdir, shutdown) if done else None
     if fitted is None:
         run_directory.keep_replaced()
@@ -128,7 +129,7 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
             f" used, perplexity {fitted.perplexity:.1f}"
         )
         save_kmeans(workdir / FILE, teacher, params, fitted.centroids)
-        _report(workdir, source, spec, teacher, {"centroids": fitted.centroids, "teacher": params})
+        _report(workdir, source, view, teacher, {"centroids": fitted.centroids, "teacher": params})
         say(f"tokenizer {workdir / FILE}\nreport    {workdir / REPORT}")
         if not options.keep_features:
             shutil.rmtree(files.folder)
@@ -180,19 +181,19 @@ def _fit(
         raise ConfigError(f"k-means: {error}") from error
 
 
-def _report(workdir: Path, source: Dataset, spec: InputSpec, teacher: Teacher, params: Params) -> None:
+def _report(workdir: Path, source: Dataset, view: ImageView, teacher: Teacher, params: Params) -> None:
     """The page of the codes, from images spread over the source."""
-    few = EvenSample(source, SHOWN_IMAGES)
+    few = Subset(source, even_numbers(len(source), SHOWN_IMAGES))
     own = OwnDevices()
     placed = jax.device_put(params, own.whole)
     tokenise = jax.jit(lambda params, images: kmeans_ids(teacher)(params, to_unit(images)))
     found = [
         np.asarray(tokenise(placed, jax.device_put(batch["image"], own.rows)))[batch["valid"]]
-        for batch in evaluation_batches(few, spec, batch_size=own.divisible(BATCH))
+        for batch in evaluation_batches(few, view, batch_size=own.divisible(BATCH))
     ]
     ids = np.concatenate(found)
     counts = np.bincount(ids.ravel(), minlength=len(params["centroids"]))
-    examples = most_used(few, spec, teacher.grid, counts, ids)
+    examples = most_used(few, view, teacher.grid, counts, ids)
     facts = {
         "teacher": str(teacher.config["kind"]),
         "counted on": f"{len(ids)} of {len(source)} images of {source.name}, spread over all",

@@ -12,11 +12,11 @@ import numpy as np
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config
 from mim_jax.corruptions.misalignment import area_resize
-from mim_jax.data import evaluation_batches, open_dataset
+from mim_jax.data import Dataset, evaluation_batches, open_dataset
 from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.beyond_masking import BeyondMasking
-from mim_jax.methods.pixel_picture import draw_images
-from mim_jax.methods.protocol import View
+from mim_jax.methods.method import Variables, View
+from mim_jax.methods.pixel_grid import draw_images
 from mim_jax.storage import atomic_write
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.budget import check_memory
@@ -55,12 +55,16 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
     )
     figure, axes = plt.subplots(len(TASKS), 4, figsize=(7.2, 1.8 * len(TASKS)), squeeze=False)
     for row, task in zip(axes, TASKS, strict=True):
-        method = _method(config, task, len(dataset))
+        method = _method(config, task, dataset)
         batch = next(
-            iter(evaluation_batches(dataset, method.eval_spec, batch_size=1, limit=1, seed=config.seed))
+            iter(
+                evaluation_batches(dataset, method.view(train=False), batch_size=1, limit=1, seed=config.seed)
+            )
         )
         keys = jax.random.split(jax.random.key(config.seed), 1)
-        view = jax.jit(lambda keys, batch, method=method: method.corrupt(keys, batch, {}))(keys, batch)
+        view = jax.jit(lambda keys, batch, method=method: method.corrupt(keys, batch, Variables()))(
+            keys, batch
+        )
         _draw_row(method, view, row)
         row[0].set_ylabel(task, fontsize=9)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
@@ -78,14 +82,14 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
     return 0
 
 
-def _method(config: Config, task: str, examples: int) -> BeyondMasking:
+def _method(config: Config, task: str, dataset: Dataset) -> BeyondMasking:
     chosen = dataclasses.replace(config, method={**config.method, "task": task})
     resolved = resolve(
-        chosen, num_examples=examples, num_devices=jax.device_count(), platform=jax.default_backend()
+        chosen, num_examples=len(dataset), num_devices=jax.device_count(), platform=jax.default_backend()
     )
     method = build_method(complete_options(resolved))
     assert isinstance(method, BeyondMasking)
-    check_memory(resolved, method)
+    check_memory(resolved, method, method.train_view(dataset))
     return method
 
 

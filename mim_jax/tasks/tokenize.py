@@ -18,17 +18,24 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import multihost_utils
 
-from mim_jax.cached_tokens import HELD_OUT
 from mim_jax.config.arguments import Parser, command, positive
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import Dataset, EvenSample, InputSpec, TokenWriter, evaluation_batches
+from mim_jax.data import (
+    Dataset,
+    ImageView,
+    Subset,
+    TokenWriter,
+    evaluation_batches,
+    even_numbers,
+    make_crop,
+)
 from mim_jax.data.placement import OwnDevices
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
-from mim_jax.methods.token_method import TokenOptions
+from mim_jax.methods.token_method import HELD_OUT, TokenOptions
 from mim_jax.progress import Progress
 from mim_jax.storage import Lock
 from mim_jax.targets.pixels import to_unit
@@ -36,8 +43,8 @@ from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_repo
 from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
 from mim_jax.training import distributed
+from mim_jax.training.datasets import open_split
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.sources import open_split
 from mim_jax.training.watching.log import say
 
 BATCH = 256
@@ -99,19 +106,19 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     model = resolve_model(config.model, jax.default_backend())
     patch, (height, width) = resolved(model.patch), image_size(model)
     refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
-    d = config.data
+    d, a = config.data, config.augment
     source, test_dataset = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
-    spec, held_out_spec = (
-        InputSpec(tokenizer.image_size, crop, resample=tokenizer.resample)
+    view, held_out_view = (
+        ImageView(tokenizer.image_size, make_crop(crop, a.scale, a.ratio), resample=tokenizer.resample)
         for crop in (config.augment.crop, config.augment.eval_crop)
     )
-    writer = TokenWriter(options.tokens, _header(tokenizer, source, spec), ROWS_PER_SHARD)
-    parts = [Part("training images", source, spec, writer)]
+    writer = TokenWriter(options.tokens, _header(tokenizer, source, view), ROWS_PER_SHARD)
+    parts = [Part("training images", source, view, writer)]
     # Held-out ids lie in the cache from the first: it is whole or not there at all.
     if not (writer.partial / HELD_OUT / HEADER).exists():
-        header = _header(tokenizer, test_dataset, held_out_spec)
+        header = _header(tokenizer, test_dataset, held_out_view)
         own = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
-        parts.insert(0, Part("held-out images", test_dataset, held_out_spec, own))
+        parts.insert(0, Part("held-out images", test_dataset, held_out_view, own))
     lock = Lock(writer.lock_file, f"the token cache {writer.path}")
     distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
     try:
@@ -126,13 +133,13 @@ class Part:
 
     what: str
     source: Dataset
-    spec: InputSpec
+    view: ImageView
     writer: TokenWriter
 
 
 def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch_size: int) -> int:
     """Writes all parts; the last one is that of the training images, in whose folder the others lie."""
-    source, spec, writer = parts[-1].source, parts[-1].spec, parts[-1].writer
+    source, view, writer = parts[-1].source, parts[-1].view, parts[-1].writer
     for part in parts:
         say(f"data     {part.what}: {part.source.describe()}")
     say(
@@ -152,8 +159,8 @@ def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch
         for shard in range(writer.num_shards):
             counts += np.bincount(np.ravel(writer.shard(shard)), minlength=tokenizer.vocabulary)
         usage, perplexity = usage_and_perplexity(counts)
-        few = EvenSample(source, SHOWN_IMAGES)
-        examples = most_used(few, spec, tokenizer.grid, counts, _rows(writer, few.numbers(range(len(few)))))
+        few = Subset(source, even_numbers(len(source), SHOWN_IMAGES))
+        examples = most_used(few, view, tokenizer.grid, counts, _rows(writer, few.numbers(range(len(few)))))
         writer.finish()
         say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
         page = writer.path.with_name(f"{writer.path.name}.html")
@@ -162,7 +169,7 @@ def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch
             "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",
             "counted on": source.describe(),
             "patches": f"of {len(few)} images spread over the source",
-            "view": f"{spec.crop}, {spec.size[0]} x {spec.size[1]} px",
+            "view": f"{view.crop.name}, {view.size[0]} x {view.size[1]} px",
         }
         write_codes_report(page, f"{tokenizer.name} tokens of {source.name}", facts, counts, examples)
         say(f"cache    {writer.path}\nreport   {page}")
@@ -179,14 +186,14 @@ def _rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np
     return np.concatenate(parts)
 
 
-def _header(tokenizer: Tokenizer, source: Dataset, spec: InputSpec) -> dict[str, Any]:
+def _header(tokenizer: Tokenizer, source: Dataset, view: ImageView) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocabulary": tokenizer.vocabulary,
         "grid": tokenizer.grid,
-        "view": spec.crop,
-        "size": spec.size,
+        "view": view.crop.name,
+        "size": view.size,
         "source": source.name,
         "length": len(source),
         "source_fingerprint": source.fingerprint,
@@ -198,7 +205,7 @@ def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shut
 
     A host works on its own devices alone: hosts may be at different speeds, and one that is restarted disturbs no other.
     """
-    what, source, spec, writer = part.what, part.source, part.spec, part.writer
+    what, source, view, writer = part.what, part.source, part.view, part.writer
     own_devices = OwnDevices()
     params = jax.device_put(tokenizer.params, own_devices.whole)
     batch_size = own_devices.divisible(batch_size)
@@ -218,7 +225,7 @@ def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shut
             examples, parts = writer.rows(shard), []
             batches = evaluation_batches(
                 source,
-                spec,
+                view,
                 batch_size=batch_size,
                 first=examples.start,
                 limit=len(examples),

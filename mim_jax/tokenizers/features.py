@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.data import DataError, Dataset, InputSpec, evaluation_batches
+from mim_jax.data import DataError, Dataset, ImageView, evaluation_batches
 from mim_jax.data.keys import permutation, uniforms
 from mim_jax.data.npy import open_npy
 from mim_jax.data.placement import OwnDevices
@@ -49,7 +49,7 @@ class FeatureFiles:
     def write(
         self,
         params: Params,
-        spec: InputSpec,
+        view: ImageView,
         *,
         batch_size: int,
         threads: int,
@@ -57,7 +57,7 @@ class FeatureFiles:
     ) -> bool:
         """Writes this host's missing files; False = stop() said so before the end.
 
-        spec: the view, of the teacher's size.
+        view: the view, of the teacher's size.
         """
         make_directory(self.folder)
         own_devices = OwnDevices()
@@ -76,7 +76,7 @@ class FeatureFiles:
                 kept = []
                 batches = evaluation_batches(
                     self._source,
-                    spec,
+                    view,
                     batch_size=batch_size,
                     first=number * CHUNK,
                     limit=CHUNK,

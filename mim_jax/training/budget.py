@@ -9,7 +9,8 @@ import jax
 
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config, resolved
-from mim_jax.methods.protocol import Method
+from mim_jax.data import View
+from mim_jax.methods.method import Method
 from mim_jax.methods.rules import name_of
 from mim_jax.models.vit import ViTConfig
 
@@ -47,7 +48,7 @@ def device_memory() -> int | None:
     return stats.get("bytes_limit")
 
 
-def check_memory(config: Config, method: Method) -> None:
+def check_memory(config: Config, method: Method, train_view: View) -> None:
     """Refuses a run that cannot fit into this machine, whatever else happens.
 
     Counted is what is certain: batches of images, parameters with their moments and gradients, the inputs of the blocks and
@@ -56,7 +57,7 @@ def check_memory(config: Config, method: Method) -> None:
     Raises:
         ConfigError: naming the key to lower.
     """
-    host, device = host_needs(config, method), device_needs(config, method)
+    host, device = host_needs(config, method, train_view), device_needs(config, method, train_view)
     have, own = host_memory(), device_memory()
     if own is None:
         refuse_beyond(
@@ -113,24 +114,24 @@ def refuse_beyond(needs: list[Need], have: int) -> None:
     )
 
 
-def host_needs(config: Config, method: Method) -> list[Need]:
+def host_needs(config: Config, method: Method, train_view: View) -> list[Need]:
     """What one host holds: batches that are made ahead, a batch of an evaluation, fixed tables of positions."""
     have, processes = host_memory(), jax.process_count()
     ahead = max(1, config.data.prefetch) + 1
     needs = []
-    for key, spec, size, copies in (
-        ("data.batch_size", method.input_spec, config.data.batch_size, ahead),
-        ("eval.batch_size", method.eval_spec, resolved(config.eval.batch_size), 1),
+    for key, view, size, copies in (
+        ("data.batch_size", train_view, config.data.batch_size, ahead),
+        ("eval.batch_size", method.feature_view, resolved(config.eval.batch_size), 1),
     ):
-        if not spec.pixels:
+        if "image" not in view.keys:
             continue
-        image = 3 * spec.size[0] * spec.size[1]
+        image = view.keys["image"].num_bytes
         total = size / processes * image * copies
         enough = int(have * processes / 2 / image / copies)
         if key == "data.batch_size" and copies > 3 and size / processes * image * 3 < have:
             needs.append(Need("batches made ahead", total, "data.prefetch", config.data.prefetch))
         elif enough < 1:
-            needs.append(Need("images", total, "model.image_size", max(spec.size)))
+            needs.append(Need("images", total, "model.image_size", max(view.keys["image"].shape)))
         else:
             needs.append(Need("batches of images", total, key, size, enough))
     if isinstance(method.net, ViTConfig) and method.net.positions.startswith("sincos"):
@@ -139,7 +140,7 @@ def host_needs(config: Config, method: Method) -> list[Need]:
     return needs
 
 
-def device_needs(config: Config, method: Method) -> list[Need]:
+def device_needs(config: Config, method: Method, train_view: View) -> list[Need]:
     """What one device holds: its share of a batch and, of a ViT, of the parameters and of what the backward pass keeps."""
     net, mesh, batch = method.net, config.mesh, config.data.batch_size
     shards = mesh.data * mesh.fsdp
@@ -155,7 +156,7 @@ def device_needs(config: Config, method: Method) -> list[Need]:
             return Need(what, part * each, "model.image_size", side)
         return Need(what, part * each, "data.batch_size", batch, enough)
 
-    needs = [of_batch("images as float32", 4 * image)] if method.input_spec.pixels else []
+    needs = [of_batch("images as float32", 4 * image)] if "image" in train_view.keys else []
     if not isinstance(net, ViTConfig):
         return needs
     kept = 1 if net.remat != "none" else net.depth

@@ -51,17 +51,17 @@ def explained(
     def explain(done: int, values: dict[str, float], flags: Mapping[str, Any], kept: str) -> Diverged:
         step = done - 1
         batch = loader.batch(step)  # a function of the step: what the update was given
-        cause = cause_of(names, flags, batch, artefacts(), config.method.get("vocabulary"))
+        cause = cause_of(names, flags, batch, artefacts(), loader.view.keys)
         file = workdir / f"diverged-{step}.json"
         loss, norm = values["train/loss"], values["train/grad_norm"]
         if jax.process_index() == 0:
-            draws, indices = loader.examples(step)
+            epochs, indices = loader.examples(step)
             told = {
                 "format": FORMAT,
                 "step": step,
                 "seed": config.seed,
                 "indices": indices.tolist(),
-                "draws": draws.tolist(),
+                "draws": epochs.tolist(),
                 "loss": repr(loss),  # JSON has no NaN
                 "gradient_norm": repr(norm),
                 "cause": cause.said,
@@ -105,9 +105,9 @@ def same(written: str, value: float) -> bool:
     return kept == value or (math.isnan(kept) and math.isnan(value))
 
 
-def refuse_other_batch(told: Mapping[str, Any], draws: np.ndarray, indices: np.ndarray) -> None:
+def refuse_other_batch(told: Mapping[str, Any], epochs: np.ndarray, indices: np.ndarray) -> None:
     """Raises ConfigError where the batch of that step is another one now."""
-    if indices.tolist() != told["indices"] or draws.tolist() != told["draws"]:
+    if indices.tolist() != told["indices"] or epochs.tolist() != told["draws"]:
         raise ConfigError(
             f"the batch of step {told['step']} has other examples than the one that diverged: the data set or the seed has changed"
         )

@@ -1,6 +1,6 @@
 """Where epochs begin, in updates: batches cross epochs, so this takes whole numbers to be exact."""
 
-from mim_jax.methods.protocol import Method
+from mim_jax.methods.method import Method
 
 
 def first_step_of(epoch: int, num_examples: int, batch_size: int) -> int:
@@ -8,12 +8,12 @@ def first_step_of(epoch: int, num_examples: int, batch_size: int) -> int:
     return -(-epoch * num_examples // batch_size)
 
 
-def phase_starts(method: Method, num_examples: int) -> list[int]:
+def phase_starts(method: Method, num_examples: int, batch_size: int) -> list[int]:
     """The first update of every phase."""
-    batch = method.config.data.batch_size
-    return [first_step_of(phase.first_epoch, num_examples, batch) for phase in method.phases]
+    return [first_step_of(phase.first_epoch, num_examples, batch_size) for phase in method.phases]
 
 
-def phase_of(method: Method, step: int, num_examples: int) -> int:
+def phase_of(method: Method, step: int, num_examples: int, batch_size: int) -> int:
     """Number of the phase that update `step` (from 0) belongs to."""
-    return max(i for i, start in enumerate(phase_starts(method, num_examples)) if step >= start)
+    starts = phase_starts(method, num_examples, batch_size)
+    return max(i for i, start in enumerate(starts) if step >= start)

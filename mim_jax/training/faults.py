@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.config.check import ConfigError
+from mim_jax.data.views import ArraySpec
 from mim_jax.methods.rules import name_of
 
 SHOWN = 3
@@ -68,7 +69,7 @@ def cause_of(
     flags: Mapping[str, Any],
     batch: Mapping[str, np.ndarray],
     artefacts: Mapping[str, Any],
-    vocabulary: int | None,
+    keys: Mapping[str, ArraySpec],
 ) -> Cause:
     """What came first, in the order in which an update uses it: inputs, token ids, artefacts, weights, gradient.
 
@@ -76,9 +77,9 @@ def cause_of(
         names: of the parameters, as `leaf_names`.
         flags: VALUES and GRADIENTS of the update, bool [parameters].
         batch: its batch on the host.
-        vocabulary: token ids are below it; None = the method has none.
+        keys: those of the batch's view.
     """
-    if fault := batch_fault(batch, vocabulary):
+    if fault := batch_fault(batch, keys):
         return Cause(f"the batch holds {fault}", "correct the data")
     floats = {name: np.asarray(value) for name, value in _local(artefacts).items()}
     if broken := [name for name, value in floats.items() if not np.isfinite(value).all()]:
@@ -98,7 +99,7 @@ def cause_of(
     return Cause("its inputs, weights and gradients are finite, their sum is not", lower)
 
 
-def batch_fault(batch: Mapping[str, np.ndarray], vocabulary: int | None) -> str:
+def batch_fault(batch: Mapping[str, np.ndarray], keys: Mapping[str, ArraySpec]) -> str:
     """What a batch holds that cannot be learnt from, naming the example; empty where there is nothing."""
     for key, value in batch.items():
         if np.issubdtype(value.dtype, np.floating):
@@ -107,12 +108,13 @@ def batch_fault(batch: Mapping[str, np.ndarray], vocabulary: int | None) -> str:
                 return (
                     f"values of {key} that are not finite, of example {int(batch['index'][np.argmin(good)])}"
                 )
-    tokens = batch.get("tokens")
-    if tokens is not None and vocabulary is not None:
-        wrong = (tokens < 0) | (tokens >= vocabulary)
-        if wrong.any():
-            row, place = (int(found[0]) for found in np.nonzero(wrong))
-            return f"the token id {int(tokens[row, place])} of example {int(batch['index'][row])}, outside the vocabulary of {vocabulary}"
+    for key, spec in keys.items():
+        if spec.below is not None and (wrong := (batch[key] < 0) | (batch[key] >= spec.below)).any():
+            at = tuple(np.argwhere(wrong)[0])
+            return (
+                f"the value {int(batch[key][at])} of {key} of example {int(batch['index'][at[0]])}, which is not in"
+                f" 0..{spec.below - 1}"
+            )
     return ""
 
 

@@ -6,7 +6,7 @@ parameters, for another image size if one is set.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from mim_jax.methods.networks import encoder_config
 from mim_jax.methods.rules import name_of
 from mim_jax.models.surgery import MODES, surgery
 from mim_jax.models.swin import SwinConfig
-from mim_jax.models.vit import Params, ViTConfig
+from mim_jax.models.vit import Params, TransformerEncoder, ViTConfig
 from mim_jax.storage import parse_path
 from mim_jax.tokenizers.teachers import CLIP_MEAN, CLIP_STD
 from mim_jax.training.checkpoints import Checkpoints
@@ -125,9 +125,9 @@ def _truncated(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=left))
 
 
-def _after_surgery(encoder: Params, method: Method, initial: Params) -> Params:
+def _after_surgery(encoder: Params, config: Config, method: Method, initial: Params) -> Params:
     """The encoder after the surgery that the configuration asks for."""
-    s, net = method.config.surgery, method.net
+    s, net = config.surgery, method.net
     if s.mode == "none":
         return encoder
     depths = net.depths if isinstance(net, SwinConfig) else None
@@ -167,28 +167,29 @@ def read_run(
     return config, method, restored[part], found
 
 
-def load_encoder(init: str, method: Method, params: Params) -> Params:
-    """The parameters with the encoder of `init`, a run or a file, laid out as they are; what `method.fresh` names stays.
+def load_encoder(config: Config, method: Method, params: Params) -> Params:
+    """The parameters with the encoder of `config.init`, a run or a file, laid out as they are; `rules.not_inherited` stays.
 
     Raises:
         ConfigError: naming the parameters that do not fit.
     """
+    init = str(config.init)
     if is_weights_file(init):
         encoder = split_heads(params["encoder"], read_encoder(init))
-        net: ViTConfig | SwinConfig = network_of(init, method.config.model.heads)
+        net: ViTConfig | SwinConfig = network_of(init, config.model.heads)
     else:
         _, pretrained, pretrained_params, _ = read_run(parse_path(init, "config.init"))
         encoder, net = dict(pretrained_params["encoder"]), pretrained.net
     if "pos_embed" in params["encoder"] and "pos_embed" not in encoder:
-        encoder["pos_embed"] = net.module.apply({}, method="positions")
+        encoder["pos_embed"] = TransformerEncoder(cast(ViTConfig, net)).apply({}, method="positions")
     encoder = net.resize(encoder, method.net)  # type: ignore[arg-type]
-    encoder = _after_surgery(encoder, method, params)
+    encoder = _after_surgery(encoder, config, method, params)
     loaded = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path({"encoder": encoder})}
     misfits: list[str] = []
 
     def choose(path: Any, initial: jax.Array) -> jax.Array:
         name = name_of(path)
-        if not name.startswith("encoder/") or name.startswith(method.fresh):
+        if not name.startswith("encoder/") or name.startswith(method.rules.not_inherited):
             return initial
         value = loaded.get(name)
         if value is None or value.shape != initial.shape:

@@ -5,23 +5,23 @@ are computed again: a batch is a function of its step, and a resumed run is the 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mim_jax.config.schema import Config
 from mim_jax.data import Loader, place
 from mim_jax.methods import Method
 from mim_jax.progress import Progress
 from mim_jax.training.divergence import refuse_other_batch, same
 from mim_jax.training.epochs import phase_of
 from mim_jax.training.faults import FLAGS, cause_of, leaf_names
+from mim_jax.training.feature_bank import FeatureBank
 from mim_jax.training.sharding import batch_sharding, state_shardings
 from mim_jax.training.state import TrainState
-from mim_jax.training.step import StepFunction, gradients, make_train_step
-from mim_jax.training.tables import Tables
+from mim_jax.training.step import StepFunction, gradients
 from mim_jax.training.watching.log import say
 
 COLUMNS = (
@@ -35,16 +35,28 @@ COLUMNS = (
 )
 
 
-def replay(
-    method: Method,
-    optimiser: optax.GradientTransformation,
-    state: TrainState,
-    loader: Loader,
-    tables: Tables,
-    mesh: jax.sharding.Mesh,
-    first_step: int,
-    told: Mapping[str, Any],
-) -> None:
+class Setup(Protocol):
+    """What it needs of a run (`mim_jax.tasks.train.Setup`)."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def method(self) -> Method: ...
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh: ...
+
+    @property
+    def bank(self) -> FeatureBank: ...
+
+    @property
+    def loader(self) -> Loader: ...
+
+    def train_step(self, phase: int, state_shapes: TrainState) -> StepFunction: ...
+
+
+def replay(setup: Setup, state: TrainState, first_step: int, told: Mapping[str, Any]) -> None:
     """Says what the update of `told` did to every parameter.
 
     Args:
@@ -53,35 +65,36 @@ def replay(
     Raises:
         ConfigError: the batch of that step is another one now.
     """
-    step = int(told["step"])
+    step, loader, bank, mesh = int(told["step"]), setup.loader, setup.bank, setup.mesh
     refuse_other_batch(told, *loader.examples(step))
-    state = tables.adopt(state)
+    state = bank.adopt(state)
     shapes = jax.eval_shape(lambda: state)
-    examples = len(loader.dataset)
     compiled: dict[int, StepFunction] = {}
 
+    def phase_number(number: int) -> int:
+        return phase_of(setup.method, number, len(loader.dataset), setup.config.data.batch_size)
+
     def update(state: TrainState, number: int) -> tuple[TrainState, dict[str, Any]]:
-        phase = phase_of(method, number, examples)
+        phase = phase_number(number)
         if phase not in compiled:
-            per_epoch = examples / method.config.data.batch_size
-            chosen = method.in_phase(method.phases[phase])
-            compiled[phase] = make_train_step(chosen, optimiser, shapes, mesh, per_epoch)
+            compiled[phase] = setup.train_step(phase, shapes)
         return compiled[phase](state, place(loader.batch(number), batch_sharding(mesh)))
 
-    def passed(state: TrainState, number: int) -> TrainState:
-        if passes := tables.due(number):
-            state, _ = tables.refresh(passes, state, lambda: False)
+    def refreshed(state: TrainState, number: int) -> TrainState:
+        if refreshes := bank.due(number):
+            state, _ = bank.refresh(refreshes, state, lambda: False)
         return state
 
     say(f"replay   update {step + 1}, from the state after {first_step}")
     with Progress("updates before it", step - first_step) as progress:
         for number in range(first_step, step):
-            state, _ = update(passed(state, number), number)
+            state, _ = update(refreshed(state, number), number)
             progress.update(1)
-    state = passed(state, step)
+    state = refreshed(state, step)
     names = leaf_names(state.params)
-    phase = method.in_phase(method.phases[phase_of(method, step, examples)])
-    before = _statistics(phase, state, place(loader.batch(step), batch_sharding(mesh)), mesh)
+    method = setup.method.phases[phase_number(step)].method
+    batch = place(loader.batch(step), batch_sharding(mesh))
+    before = _statistics(method, setup.config, state, batch, mesh)
     artefacts = jax.tree.map(jnp.copy, state.artefacts)
     state, metrics = update(state, step)
     after = np.asarray(jax.jit(_counts)(state.params))
@@ -92,7 +105,7 @@ def replay(
         + ("as they were" if exact else f"then {told['loss']} and {told['gradient_norm']}")
     )
     flags = {key: metrics[key] for key in FLAGS}
-    cause = cause_of(names, flags, loader.batch(step), artefacts, method.config.method.get("vocabulary"))
+    cause = cause_of(names, flags, loader.batch(step), artefacts, loader.view.keys)
     say(f"cause    {cause.said}")
     say(_table(names, before, after))
 
@@ -103,14 +116,17 @@ def _counts(tree: Any) -> jax.Array:
 
 
 def _statistics(
-    method: Method, state: TrainState, batch: Mapping[str, jax.Array], mesh: jax.sharding.Mesh
+    method: Method,
+    config: Config,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    mesh: jax.sharding.Mesh,
 ) -> list[np.ndarray]:
     """Of the weights, then of the gradient: norms, largest magnitudes and counts of what is not finite, each [parameters]."""
 
     def compute(state: TrainState, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
-        grads, _, _ = gradients(
-            method, state.params, batch, state.artefacts, method.config.optim.accumulation
-        )
+        parts = config.optim.accumulation
+        grads, _, _ = gradients(method, state.variables, batch, parts=parts, seed=config.seed)
         found: list[jax.Array] = []
         for tree in (state.params, grads):
             leaves = [

@@ -55,11 +55,11 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> Par
 
 
 def state_shardings(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A sharding for every leaf of a state (parameters, moments and averages alike; artefacts are whole everywhere)."""
+    """A sharding for every leaf of a state (parameters, moments and averages alike; artefacts and running statistics are replicated)."""
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
         name = name_of(path)
-        if name.startswith("artefacts"):
+        if name.startswith(("artefacts", "batch_stats")):
             return replicated(mesh)
         spec = leaf_spec(name, leaf.shape, mesh)
         logging.vlog(1, "sharding %s %s: %s", name, leaf.shape, spec)

@@ -8,87 +8,77 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mim_jax.methods.protocol import Artefacts, Batch, Method
+from mim_jax.config.schema import Config
+from mim_jax.keys import Purpose, example_keys
+from mim_jax.methods.method import BATCH_STATS, Batch, Method, Variables
+from mim_jax.methods.terms import Sums, means, sum_terms
 from mim_jax.models.vit import Params
 from mim_jax.training.faults import GRADIENTS, VALUES, finite_leaves
-from mim_jax.training.keys import Purpose, example_keys
 from mim_jax.training.optimiser import learning_rate
 from mim_jax.training.sharding import batch_sharding, replicated, state_shardings
 from mim_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def term_sums(method: Method, params: Params, batch: Batch, artefacts: Artefacts) -> tuple[Sums, Artefacts]:
-    """Every term of the loss on a (part of a) batch: (sum, count) over its valid examples, scalars; and new artefacts."""
-    seed = method.config.seed
-    corrupt_keys = example_keys(seed, Purpose.CORRUPT, batch["draw"], batch["index"])
-    forward_keys = example_keys(seed, Purpose.FORWARD, batch["draw"], batch["index"])
-    view = method.corrupt(corrupt_keys, batch, artefacts)
-    outputs = method.forward(params, view, forward_keys, True)
-    return sum_terms(method.loss(outputs, view), batch["valid"]), method.collect(artefacts, outputs)
-
-
-def sum_terms(terms: dict[str, tuple[jax.Array, jax.Array]], valid: jax.Array) -> Sums:
-    """Per-example sums and counts [B] to scalars; padding does not count."""
-    return {
-        name: (jnp.sum(jnp.where(valid, total, 0.0)), jnp.sum(jnp.where(valid, count, 0.0)))
-        for name, (total, count) in terms.items()
-    }
+def term_sums(method: Method, variables: Variables, batch: Batch, seed: int) -> tuple[Sums, dict[str, Any]]:
+    """Every term of the loss on a (part of a) batch: (sum, count) over its valid examples, scalars; and new batch_stats."""
+    corrupt_keys = example_keys(seed, Purpose.CORRUPT, batch["epoch"], batch["index"])
+    forward_keys = example_keys(seed, Purpose.FORWARD, batch["epoch"], batch["index"])
+    view = method.corrupt(corrupt_keys, batch, variables, True)
+    outputs = method.forward(variables, view, forward_keys, True)
+    batch_stats = outputs.get(BATCH_STATS, variables.batch_stats)
+    return sum_terms(method.loss(outputs, view), batch["valid"]), batch_stats
 
 
 def gradients(
-    method: Method, params: Params, batch: Batch, artefacts: Artefacts, parts: int
-) -> tuple[Any, Metrics, Artefacts]:
+    method: Method, variables: Variables, batch: Batch, *, parts: int, seed: int
+) -> tuple[Any, Metrics, dict[str, Any]]:
     """Gradient of the objective over a whole batch, worked in `parts`; exact also where counts differ between parts.
 
     The objective divides each term's sum by its count over the *whole* batch. Counts do not depend on the parameters,
     so a first pass finds them (XLA drops the forward pass that they do not need); the gradients then simply add up.
+
+    Returns:
+        gradient of the parameters, means of the terms, batch_stats after the last part.
     """
 
     def split(x: jax.Array) -> jax.Array:  # part i = rows i, i + parts, ...: every device keeps its own rows
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def objective(
-        params: Params, part: Batch, artefacts: Artefacts, counts: Any
-    ) -> tuple[jax.Array, tuple[Sums, Artefacts]]:
-        sums, collected = term_sums(method, params, part, artefacts)
+        params: Params, part: Batch, batch_stats: dict[str, Any], counts: Any
+    ) -> tuple[jax.Array, tuple[Sums, dict[str, Any]]]:
+        current = dataclasses.replace(variables, params=params, batch_stats=batch_stats)
+        sums, batch_stats = term_sums(method, current, part, seed)
         counts = {name: count for name, (_, count) in sums.items()} if counts is None else counts
         weighted = [
             w * sums[name][0] / jnp.maximum(counts[name], 1.0) for name, w in method.loss_weights.items()
         ]
-        return jnp.sum(jnp.stack(weighted)), (sums, collected)
+        return jnp.sum(jnp.stack(weighted)), (sums, batch_stats)
 
-    derive = jax.grad(objective, has_aux=True)
+    gradient = jax.grad(objective, has_aux=True)
+    params, batch_stats = variables.params, variables.batch_stats
     if parts == 1:
-        grads, (sums, collected) = derive(params, batch, artefacts, None)
-        return grads, means(method, sums), collected
+        grads, (sums, batch_stats) = gradient(params, batch, batch_stats, None)
+        return grads, means(sums, method.loss_weights), batch_stats
     divided = jax.tree.map(split, dict(batch))
-    counted = jax.lax.map(
-        lambda part: {k: c for k, (_, c) in term_sums(method, params, part, artefacts)[0].items()}, divided
+    part_counts = jax.lax.map(
+        lambda part: {k: c for k, (_, c) in term_sums(method, variables, part, seed)[0].items()}, divided
     )
-    counts = jax.tree.map(lambda c: jnp.sum(c, axis=0), counted)
+    counts = jax.tree.map(lambda c: jnp.sum(c, axis=0), part_counts)
 
     def add(carry: Any, part: Batch) -> tuple[Any, None]:
-        total, held = carry
-        grads, (sums, held) = derive(params, part, held, counts)
-        return (jax.tree.map(jnp.add, total, (grads, sums)), held), None
+        total, batch_stats = carry
+        grads, (sums, batch_stats) = gradient(params, part, batch_stats, counts)
+        return (jax.tree.map(jnp.add, total, (grads, sums)), batch_stats), None
 
     first = jax.tree.map(lambda x: x[0], divided)
-    grad_shapes, (sum_shapes, _) = jax.eval_shape(derive, params, first, artefacts, counts)
+    grad_shapes, (sum_shapes, _) = jax.eval_shape(gradient, params, first, batch_stats, counts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grad_shapes, sum_shapes))
-    ((grads, sums), collected), _ = jax.lax.scan(add, (zeros, artefacts), divided)
-    return grads, means(method, sums), collected
-
-
-def means(method: Method, sums: Sums) -> Metrics:
-    """Mean of every term under its own name, and the objective as `loss` where its terms are there."""
-    found = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
-    if not method.loss_weights.keys() <= found.keys():
-        return found
-    return {**found, "loss": jnp.sum(jnp.stack([w * found[name] for name, w in method.loss_weights.items()]))}
+    ((grads, sums), batch_stats), _ = jax.lax.scan(add, (zeros, batch_stats), divided)
+    return grads, means(sums, method.loss_weights), batch_stats
 
 
 def make_train_step(
@@ -96,24 +86,21 @@ def make_train_step(
     optimiser: optax.GradientTransformation,
     shapes: TrainState,
     mesh: jax.sharding.Mesh,
+    config: Config,
     steps_per_epoch: float,
 ) -> StepFunction:
-    """The compiled update of one phase: (state, batch) -> (state, metrics); the state passed in is given up."""
-    config = method.config
-    shardings = state_shardings(shapes, mesh)
+    """The compiled update of one phase: (state, batch) -> (state, metrics); the state passed in is given up.
+
+    Of `config` it takes seed, optim and schedule.
+    """
+    shardings, decay = state_shardings(shapes, mesh), config.optim.ema
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, artefacts = gradients(
-            method, state.params, batch, state.artefacts, config.optim.accumulation
+        grads, metrics, batch_stats = gradients(
+            method, state.variables, batch, parts=config.optim.accumulation, seed=config.seed
         )
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = config.optim.ema
-        ema = (
-            jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
-            if decay
-            else {}
-        )
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics[VALUES], metrics[GRADIENTS] = finite_leaves(state.params), finite_leaves(grads)
         metrics["lr"] = learning_rate(state.step, config, steps_per_epoch)
@@ -122,8 +109,8 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema=ema,
-            artefacts=artefacts,
+            ema=optax.incremental_update(params, state.ema, 1.0 - decay) if decay else {},
+            batch_stats=batch_stats,
         ), metrics
 
     return jax.jit(

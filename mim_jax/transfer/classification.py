@@ -1,6 +1,6 @@
 """How well a classifier does on held-out images: `eval/top1` and its relatives."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -8,38 +8,42 @@ import numpy as np
 import optax
 from etils.epath import Path
 
-from mim_jax.methods.protocol import Batch, Method
-from mim_jax.training.watching.log import STANDARD_ERROR
 from mim_jax.transfer.confusion import draw_confusion
-from mim_jax.transfer.gathering import everywhere
-from mim_jax.transfer.metrics import eleven_point_map, mean_per_class, standard_error, top_k, top_k_correct
+from mim_jax.transfer.gathering import gather_rows
+from mim_jax.transfer.metrics import (
+    STANDARD_ERROR,
+    eleven_point_map,
+    mean_per_class,
+    standard_error,
+    top_k,
+    top_k_correct,
+)
 from mim_jax.transfer.per_image import write_correct
 
 CONFUSION = "confusion.png"
 
 
 class Classification:
-    """Metrics of `method.class_scores` over all held-out images with a label."""
+    """Metrics over all held-out images with a label. scores: (variables, images) -> logits [B, classes]."""
 
     name = "classification"
 
     def __init__(
         self,
-        method: Method,
-        batches: Callable[[], Iterable[Batch]],
+        scores: Callable[[Any, jax.Array], jax.Array],
+        batches: Callable[[], Iterable[Mapping[str, Any]]],
         *,
         class_names: tuple[str, ...],
         workdir: Path,
         mesh: jax.sharding.Mesh,
     ) -> None:
         self._batches, self._names, self._workdir = batches, class_names, workdir
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._scores = jax.jit(
-            lambda state, batch: method.class_scores(state.params, state.artefacts, batch["image"]),
-            out_shardings=whole,
+            lambda variables, batch: scores(variables, batch["image"]), out_shardings=replicated
         )
 
-    def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
+    def __call__(self, variables: Any, *, baselines: bool) -> dict[str, float]:
         """Loss, top-1 and its standard error, top-5, mean per class and 11-point mAP; draws the confusion matrix.
 
         With `baselines` also the top-1 of always naming the commonest held-out class. With several labels an image: the
@@ -48,9 +52,9 @@ class Classification:
         found, known = [], []
         for batch in self._batches():
             many = "labels" in batch
-            labels = everywhere(batch["labels" if many else "label"])
-            keep = everywhere(batch["valid"]) & (many | (everywhere(batch["label"]) >= 0))
-            found.append(np.asarray(self._scores(state, batch))[keep])
+            labels = gather_rows(batch["labels" if many else "label"])
+            keep = gather_rows(batch["valid"]) & (many | (gather_rows(batch["label"]) >= 0))
+            found.append(np.asarray(self._scores(variables, batch))[keep])
             known.append(labels[keep])
         scores, labels = np.concatenate(found), np.concatenate(known)
         if labels.ndim == 2:

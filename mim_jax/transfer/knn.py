@@ -3,7 +3,7 @@
 The queries are held, the neighbours stream by in blocks: memory does not grow with their number.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,17 @@ import numpy as np
 from etils.epath import Path
 
 from mim_jax.config.check import ConfigError
-from mim_jax.methods.protocol import Batch, Method
-from mim_jax.models.vit import Params
-from mim_jax.training.watching.log import STANDARD_ERROR
-from mim_jax.transfer.gathering import everywhere
-from mim_jax.transfer.metrics import standard_error
+from mim_jax.config.schema import Eval
+from mim_jax.transfer.gathering import gather_rows
+from mim_jax.transfer.metrics import STANDARD_ERROR, standard_error
 from mim_jax.transfer.per_image import write_correct
 
 QUERIES = 2048
 NEIGHBOURS = 8192
 """Queries and neighbours compared at once: 64 MiB of similarities."""
 
+Params = Any
+Batch = Mapping[str, Any]
 Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
@@ -120,45 +120,46 @@ def blocks(pairs: Pairs, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 class Knn:
-    """`eval/knn_top1` of a method's features on a labelled source."""
+    """`eval/knn_top1` of features on a labelled dataset.
+
+    encode: (params, images) -> features [B, D]. raw: images -> what the features are to be compared with, [B, any].
+    train, test: batches with image, label and valid. settings: the section `eval` of a configuration.
+    """
 
     name = "knn"
 
     def __init__(
         self,
-        method: Method,
+        encode: Callable[[Params, jax.Array], jax.Array],
+        raw: Callable[[jax.Array], jax.Array],
         train: Callable[[], Iterable[Batch]],
         test: Callable[[], Iterable[Batch]],
         *,
+        settings: Eval,
         num_classes: int,
-        sharding: Any,
+        mesh: jax.sharding.Mesh,
         workdir: Path,
     ) -> None:
         self._workdir = workdir
-        self.batches, self.num_classes, self.eval = (train, test), num_classes, method.config.eval
-        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        layer, pool = self.eval.knn_layer, self.eval.knn_pool
-
-        def features(params: Params, batch: Batch) -> jax.Array:
-            return method.encode(params, batch["image"]).pooled(layer, pool).astype(jnp.float32)
-
-        self._features = jax.jit(features, out_shardings=whole)
-        self._pixels = jax.jit(
-            lambda _, b: method.clean_patches(b["image"]).reshape(b["image"].shape[0], -1),
-            out_shardings=whole,
+        self.batches, self.num_classes, self.eval = (train, test), num_classes, settings
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._features = jax.jit(
+            lambda params, batch: encode(params, batch["image"]).astype(jnp.float32),
+            out_shardings=replicated,
         )
+        self._pixels = jax.jit(lambda _, batch: raw(batch["image"]), out_shardings=replicated)
 
-    def __call__(self, state: Any, *, baselines: bool) -> dict[str, float]:
+    def __call__(self, variables: Any, *, baselines: bool) -> dict[str, float]:
         """Top-1 of the features and its standard error, for every k; with `baselines` also that of the raw pixels (first k)."""
         ks = (self.eval.knn_k,) if isinstance(self.eval.knn_k, int) else self.eval.knn_k
         names = ["eval/knn_top1", *(f"eval/knn{k}_top1" for k in ks[1:])]
-        correct, commonest = self._classify(self._features, state.params, ks)
+        correct, commonest = self._classify(self._features, variables.params, ks)
         write_correct(self._workdir, dict(zip(names, correct, strict=True)))
         result = dict(zip(names, correct.mean(axis=1).tolist(), strict=True))
         images = correct.shape[1]
         result |= {f"{name}{STANDARD_ERROR}": standard_error(share, images) for name, share in result.items()}
         if baselines:
-            raw_correct, _ = self._classify(self._pixels, state.params, ks[:1])
+            raw_correct, _ = self._classify(self._pixels, variables.params, ks[:1])
             result["eval/knn_raw_pixels_top1"] = float(raw_correct.mean())
             result["eval/commonest_class_top1"] = commonest
         return result
@@ -190,10 +191,10 @@ def _extracted(
     extract: Callable[[Params, Batch], jax.Array], params: Params, batches: Iterable[Batch]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in batches:
-        valid = everywhere(batch["valid"]).astype(bool)
+        valid = gather_rows(batch["valid"]).astype(bool)
         features = np.asarray(extract(params, batch))[valid]
         if not np.isfinite(features).all():
             raise ConfigError(
                 "k-NN: some features are not finite numbers: the network has diverged, or its weights are damaged"
             )
-        yield features, everywhere(batch["label"])[valid]
+        yield features, gather_rows(batch["label"])[valid]

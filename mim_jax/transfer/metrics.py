@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import balanced_accuracy_score
 
+STANDARD_ERROR = "_stderr"
+"""Suffix of a metric's standard error."""
 Scores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 Relevant = npt.NDArray[np.bool_]

@@ -16,7 +16,7 @@ from mim_jax.analysis.streaming import NetworkMeans, measure
 from mim_jax.analysis.summaries import layer_value
 from mim_jax.config.check import ConfigError
 from mim_jax.data import place
-from mim_jax.methods.protocol import Method
+from mim_jax.methods.method import Method
 from mim_jax.models.positions import relative_index
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.sharding import batch_sharding, replicated
@@ -86,7 +86,7 @@ def test_what_is_captured_is_the_attention_by_hand(options: dict[str, Any]) -> N
 
 def test_nothing_is_captured_unasked() -> None:
     method = small_method("simmim")
-    shapes = jax.eval_shape(method.module.init, jax.random.key(0), method.example_patches())
+    shapes = jax.eval_shape(method.module.init, jax.random.key(0), method.patches(images(1, SIZE)))
     assert set(shapes) == {"params"}
     params = jax.eval_shape(method.init_params, jax.random.key(0))
     asked = jax.make_jaxpr(lambda p, x: encoder_attention(method, p, x))(params, images(1, SIZE))
@@ -269,7 +269,7 @@ def test_transformers_attention(transformers: Any, name: str) -> None:
     method = small_method("simmim", options)
     state = {key: value.detach().numpy() for key, value in theirs.state_dict().items()}
     pictures = images(3, SIZE)
-    pixels = np.asarray(unpatchify(method.clean_patches(jnp.asarray(pictures)), method.vit.grid))
+    pixels = np.asarray(unpatchify(method.patches(jnp.asarray(pictures)), method.vit.grid))
     expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_attentions=True)
     params = {"encoder": encoder_of(state, beit), "head": {}, "mask_token": np.zeros((1, 1, 32))}
     _, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, pictures)

@@ -18,7 +18,7 @@ from mim_jax.analysis.runs import named
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import DataError, EvenSample, open_dataset
+from mim_jax.data import DataError, evenly_spaced, open_dataset
 from mim_jax.main import TASKS
 from mim_jax.methods import build_method
 from mim_jax.storage import write_json
@@ -154,13 +154,14 @@ def test_names_are_what_differs() -> None:
     assert list(named("/a/one")) == ["one"]
 
 
-def test_the_sample_is_spread_over_the_source() -> None:
+def test_the_sample_is_spread_over_the_dataset() -> None:
     dataset = open_dataset("synthetic:100:16", "test")
-    sample = EvenSample(dataset, 10)
+    sample = evenly_spaced(dataset, 10)
     assert len(sample) == 10
     for at in (0, 1, 9):
-        np.testing.assert_array_equal(sample[at].pixels(), dataset[at * len(dataset) // 10].pixels())
-    assert len(EvenSample(dataset, 1000)) == len(dataset)
+        expected = dataset[at * len(dataset) // 10].image.pixels()
+        np.testing.assert_array_equal(sample[at].image.pixels(), expected)
+    assert len(evenly_spaced(dataset, 1000)) == len(dataset)
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,14 @@ def prepare(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    from mim_jax import pretrain
     from mim_jax.config.check import check
     from mim_jax.config.files import load, override
-    from mim_jax.tasks import fit_tokenizer, tokenize
+    from mim_jax.tasks import fit_tokenizer, tokenize, train
 
     more = ("checkpoint.every_steps=1", "checkpoint.keep_last=9")
     given = dict(text.split("=", 1) for text in (*SMALL, *MAPET, *more))
     finished, stopped = folder / FINISHED, folder / STOPPED
-    assert pretrain.run(check(override(load(str(config_file("mapet"))), given)), finished) == 0
+    assert train.run(check(override(load(str(config_file("mapet"))), given)), finished) == 0
     shutil.copytree(finished, stopped)
     (stopped / "report.html").unlink()
     for step in (3, 4):

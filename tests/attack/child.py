@@ -85,7 +85,7 @@ def _outcome(case: Case, tmp: Path) -> dict[str, object]:
 
 def _stop_before_training() -> None:
     """The first update is not compiled: whoever comes so far has been accepted."""
-    from mim_jax.training import loop
+    from mim_jax.tasks import train
 
     def instead(*_args: object, **_options: object) -> object:
         def started(_state: object, _batch: object) -> object:
@@ -93,4 +93,4 @@ def _stop_before_training() -> None:
 
         return started
 
-    loop.make_train_step = instead  # type: ignore[assignment]
+    train.make_train_step = instead  # type: ignore[assignment]

@@ -53,9 +53,9 @@ def _ill(tmp: Path) -> Act:
 
 
 def _started() -> object:
-    from mim_jax.training import loop
+    from mim_jax.tasks import train
 
-    return loop.make_train_step(None, None, None, None, 1.0)(None, None)  # type: ignore[arg-type]
+    return train.make_train_step(None, None, None, None, None, 1.0)(None, None)  # type: ignore[arg-type]
 
 
 CASES = [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small import classes
 
 from mim_jax.compare.__main__ import run
 from mim_jax.compare.config import check_comparison
@@ -94,7 +95,7 @@ def test_shipped_comparisons_can_be_built(preset: str, tmp_path: Path) -> None:
             num_devices=1,
             platform="cpu",
         )
-        method = build_method(complete_options(made, 10))
+        method = build_method(complete_options(made, classes(10)))
         assert made.data.source == f"folder:{tmp_path}"
         networks.add((method.vit.width, method.vit.depth, method.vit.num_patches, made.data.batch_size))
         if arm == "random":

@@ -15,8 +15,8 @@ from mim_jax.config.errors import one_line
 from mim_jax.config.files import load, override
 from mim_jax.config.kinds import MOST, OneOf, Range, Values, conform
 from mim_jax.config.schema import Augment, Config, Data, Surgery
+from mim_jax.data.crop import CROPS, FILTERS
 from mim_jax.data.datasets.opening import ON_BAD_IMAGE
-from mim_jax.data.spec import CROPS, RESAMPLES
 from mim_jax.methods import METHODS
 from mim_jax.models.surgery import MODES
 from mim_jax.tasks.fit_tokenizer import TokenizerOptions
@@ -115,7 +115,7 @@ def test_words_are_those_of_the_code_that_reads_them() -> None:
         return set(typing.get_args(typing.get_type_hints(tree, include_extras=True)[name])[1].words)
 
     assert words(Augment, "crop") == words(Augment, "eval_crop") == set(CROPS)
-    assert words(Augment, "resample") == set(RESAMPLES)
+    assert words(Augment, "resample") == set(FILTERS)
     assert words(Data, "on_bad_image") == set(ON_BAD_IMAGE)
     assert words(Surgery, "mode") == {"none", *MODES}
     assert words(TokenizerOptions, "teacher") == set(TEACHERS)

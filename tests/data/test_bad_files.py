@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from odd_files import IGNORED, LINKS, SIZE, bad_files, good_files, write_folder
 
-from mim_jax.data import BadImageError, DataError, InputSpec, Loader, evaluation_batches, open_dataset
+from mim_jax.data import BadImageError, DataError, ImageView, Loader, evaluation_batches, open_dataset
+from mim_jax.data.crop import RandomResizedCrop, Squash
 from mim_jax.data.datasets.folder import open_folder, read_bytes
 
-SPEC = InputSpec((16, 16), "random_resized", flip=True)
+VIEW = ImageView((16, 16), RandomResizedCrop(), flip=True)
 BAD = len(bad_files()) + len(LINKS)
 GOOD = len(good_files()) + 2  # directory.jpg/inside.jpg, link_to_plain.jpg
 
@@ -52,9 +53,9 @@ def test_what_is_listed(folder):
 @pytest.mark.parametrize("name", good_files())
 def test_odd_but_good(folder, name):
     dataset = open_folder(str(folder), "test")
-    picture = dataset[names(dataset).index(name)]
-    pixels = picture.pixels()
-    assert (picture.height, picture.width) == pixels.shape[:2] == good_files()[name][1]
+    image = dataset[names(dataset).index(name)].image
+    pixels = image.pixels()
+    assert (image.height, image.width) == pixels.shape[:2] == good_files()[name][1]
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
     assert pixels.size == 3 or pixels.std() > 10  # Not blank, not clipped to one value.
 
@@ -64,12 +65,12 @@ def test_bad_ones_are_named_with_the_reason(folder, name):
     dataset = open_folder(str(folder), "train")
     reason = bad_files()[name][1] if name in bad_files() else LINKS[name]
     with pytest.raises(BadImageError, match=f"(?s){name}.*({reason}).*on_bad_image=skip") as caught:
-        dataset[names(dataset).index(name)].pixels()
+        dataset[names(dataset).index(name)].image.pixels()
     assert str(caught.value).count("\n") == 0
 
 
 def test_error_policy_raises_in_the_consumer(folder):
-    with Loader(open_dataset(f"folder:{folder}", "train"), SPEC, batch_size=2 * GOOD + BAD, seed=0) as loader:
+    with Loader(open_dataset(f"folder:{folder}", "train"), VIEW, batch_size=2 * GOOD + BAD, seed=0) as loader:
         with pytest.raises(DataError, match="cannot be used"):
             loader.batch(0)
         with pytest.raises(DataError, match="cannot be used"):
@@ -78,9 +79,9 @@ def test_error_policy_raises_in_the_consumer(folder):
 
 def test_skip_replaces_counts_and_lists(folder):
     dataset = open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
-    good = {open_folder(str(folder), "test")[i].pixels().tobytes() for i in range(GOOD)}
+    good = {open_folder(str(folder), "test")[i].image.pixels().tobytes() for i in range(GOOD)}
     for index in range(len(dataset)):
-        assert dataset[index].pixels().tobytes() in good
+        assert dataset[index].image.pixels().tobytes() in good
     assert len(dataset.bad) == BAD and all(str(folder) in path for path in dataset.bad)
     reasons = {os.path.basename(path): reason for path, reason in dataset.bad.items()}
     assert "empty" in reasons["empty.jpg"] and "broken link" in reasons["broken_link.jpg"]
@@ -90,13 +91,13 @@ def test_skip_gives_the_same_batches_after_resume_and_for_any_hosts(folder):
     def open_fresh():
         return open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
 
-    with Loader(open_fresh(), SPEC, batch_size=16, seed=3, threads=2) as whole:
+    with Loader(open_fresh(), VIEW, batch_size=16, seed=3, threads=2) as whole:
         expected = [whole.batch(step) for step in range(5)]
     for hosts in (2, 4):
         for host in range(hosts):
-            # A fresh source has met no bad file, and starts in the middle.
+            # A fresh dataset has met no bad file, and starts in the middle.
             with Loader(
-                open_fresh(), SPEC, batch_size=16, seed=3, process_index=host, process_count=hosts
+                open_fresh(), VIEW, batch_size=16, seed=3, process_index=host, process_count=hosts
             ) as loader:
                 for step in (3, 4):
                     part = loader.batch(step)
@@ -125,7 +126,7 @@ def test_a_folder_of_nothing_but_bad_files(tmp_path):
 
 def test_evaluation_skips_too_and_keeps_its_order(folder):
     dataset = open_dataset(f"folder:{folder}", "train", on_bad_image="skip")
-    batches = list(evaluation_batches(dataset, InputSpec(SIZE, "squash"), batch_size=8))
+    batches = list(evaluation_batches(dataset, ImageView(SIZE, Squash()), batch_size=8))
     index = np.concatenate([batch["index"][batch["valid"]] for batch in batches])
     np.testing.assert_array_equal(index, np.arange(len(dataset)))
 
@@ -140,7 +141,7 @@ def test_unreadable_file(tmp_path):
         read_bytes(str(path))
 
 
-def test_a_failing_machine_is_no_bad_picture(tmp_path, monkeypatch):
+def test_a_failing_machine_is_no_bad_image(tmp_path, monkeypatch):
     import errno
 
     path = tmp_path / "a.jpg"

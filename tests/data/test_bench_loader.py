@@ -1,4 +1,4 @@
-"""The loader's benchmark: each way does the same work, once for every picture, and the table is what the clocks said."""
+"""The loader's benchmark: each way does the same work, once for every image, and the table is what the clocks said."""
 
 from types import SimpleNamespace
 
@@ -11,12 +11,12 @@ from mim_jax.data.datasets import open_dataset
 from mim_jax.data.loader import Loader
 
 
-def test_every_way_reads_every_picture_alike(tmp_path, monkeypatch):
+def test_every_way_reads_every_image_alike(tmp_path, monkeypatch):
     (tmp_path / "jpegs" / "train").mkdir(parents=True)
     (tmp_path / "jpegs" / "test").mkdir()
     paths = write_jpegs(tmp_path / "jpegs" / "train", 4)
-    source = open_dataset(f"folder:{tmp_path / 'jpegs'}", "train", cache_dir=str(tmp_path))
-    assert {("bare loop", 1), ("Loader", 1)} <= competitors(paths, source, 2).keys()
+    dataset = open_dataset(f"folder:{tmp_path / 'jpegs'}", "train", cache_dir=str(tmp_path))
+    assert {("bare loop", 1), ("Loader", 1)} <= competitors(paths, dataset, 2).keys()
 
     read = []
     monkeypatch.setattr(bench_loader, "one", lambda path, index: read.append((path, index)))
@@ -32,10 +32,10 @@ def test_every_way_reads_every_picture_alike(tmp_path, monkeypatch):
                 yield batch
 
     monkeypatch.setattr(bench_loader, "Loader", Watched)
-    run_loader(source, 2, 1)
+    run_loader(dataset, 2, 1)
     index = np.concatenate([batch["index"] for batch in batches])
     assert sorted(index.tolist()) == [0, 1, 2, 3]
-    names = sorted(paths)  # the order of the folder's source
+    names = sorted(paths)  # the order of the folder's dataset
     for place, image in zip(index, np.concatenate([batch["image"] for batch in batches]), strict=True):
         np.testing.assert_array_equal(image, one(names[place], int(place)))
 

@@ -7,8 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_jax.data import Box, DataError, InputSpec, box_for, crop_and_resize, keys, render
-from mim_jax.data.crop import centre_square_box, flip_for, random_resized_box
+from mim_jax.data import DataError, ImageView, SecondSizeView, keys, make_crop
+from mim_jax.data.crop import (
+    Box,
+    CentreSquare,
+    ExampleKey,
+    NoCrop,
+    RandomResizedCrop,
+    ResizeCentre,
+    Squash,
+    crop_and_resize,
+    random_resized_box,
+)
+from mim_jax.data.examples import ArrayImage, Example
+
+KEY = ExampleKey(seed=0, epoch=0, index=0)
 
 
 class ScriptedRandom:
@@ -84,24 +97,41 @@ def test_area_and_ratio_are_spread_as_asked():
 
 
 def test_box_is_a_function_of_its_key():
-    spec = InputSpec((32, 32), "random_resized", flip=True)
+    view = ImageView((8, 8), RandomResizedCrop(), flip=True)
+    example = Example(ArrayImage(noise(20, 30)))
 
     def use(**change):
-        key = {"seed": 1, "draw": 2, "index": 3} | change
-        return box_for(spec, 375, 500, **key), [flip_for(spec, **(key | {"index": i})) for i in range(64)]
+        key = {"seed": 1, "epoch": 2, "index": 3} | change
+        flips = [view.render(example, ExampleKey(**(key | {"index": i})))["flip"] for i in range(64)]
+        return view.crop.box(375, 500, (8, 8), ExampleKey(**key)), flips
 
     assert use() == use()
-    for change in ({"seed": 2}, {"draw": 3}, {"index": 4}):
+    for change in ({"seed": 2}, {"epoch": 3}, {"index": 4}):
         assert use()[0] != use(**change)[0]
-    assert use()[1] != use(seed=2)[1] and use()[1] != use(draw=3)[1]
+    assert use()[1] != use(seed=2)[1] and use()[1] != use(epoch=3)[1]
     assert 16 < sum(use()[1]) < 48
 
 
+def test_a_view_is_the_box_of_its_crop():
+    """image, box and flip of a batch are of one crop; without flip nothing is mirrored, whatever the key."""
+    pixels, crop = noise(20, 30), RandomResizedCrop()
+    view = ImageView((8, 12), crop)
+    for index in range(8):
+        key = ExampleKey(seed=1, epoch=2, index=index)
+        box = crop.box(20, 30, (8, 12), key)
+        rendered = view.render(Example(ArrayImage(pixels)), key)
+        np.testing.assert_array_equal(rendered["image"], crop_and_resize(pixels, box, (8, 12)))
+        assert rendered["box"] == box.normalised(20, 30) and not rendered["flip"]
+
+
 def test_centre_square_geometry():
-    assert centre_square_box(375, 500) == Box(0, 62, 375, 375)  # Columns 62 to 437.
-    assert centre_square_box(500, 375) == Box(62, 0, 375, 375)
-    assert centre_square_box(7, 7) == Box(0, 0, 7, 7)
-    assert centre_square_box(1, 4) == Box(0, 1, 1, 1)
+    def box(height, width):
+        return CentreSquare().box(height, width, (8, 8), KEY)
+
+    assert box(375, 500) == Box(0, 62, 375, 375)  # Columns 62 to 437.
+    assert box(500, 375) == Box(62, 0, 375, 375)
+    assert box(7, 7) == Box(0, 0, 7, 7)
+    assert box(1, 4) == Box(0, 1, 1, 1)
     assert Box(0, 62, 375, 375).normalised(375, 500) == (0.0, 62 / 500, 1.0, 375 / 500)
 
 
@@ -110,21 +140,22 @@ def test_centre_square_geometry():
 )
 def test_resize_centre_is_resize_then_centre_crop(height, width, full, offset):
     pixels = noise(height, width)
-    spec = InputSpec((224, 224), "resize_centre")
-    box = box_for(spec, height, width, seed=0, draw=0, index=0)
+    crop, size = ResizeCentre(), (224, 224)
+    box = crop.box(height, width, size, KEY)
     whole = np.asarray(Image.fromarray(pixels).resize(full[::-1], Image.Resampling.BICUBIC))
     top, left = offset
-    np.testing.assert_array_equal(render(pixels, spec, box), whole[top : top + 224, left : left + 224])
+    rendered = crop.render(pixels, box, size, "bicubic")
+    np.testing.assert_array_equal(rendered, whole[top : top + 224, left : left + 224])
     np.testing.assert_allclose(
         box.normalised(height, width), (top / full[0], left / full[1], 224 / full[0], 224 / full[1])
     )
 
 
-def test_resize_centre_of_a_tiny_or_long_picture_has_the_size():
-    spec = InputSpec((24, 40), "resize_centre")
+def test_resize_centre_of_a_tiny_or_long_image_has_the_size():
+    crop, size = ResizeCentre(), (24, 40)
     for height, width in ((1, 1), (3, 2000), (2000, 3), (24, 40)):
-        box = box_for(spec, height, width, seed=0, draw=0, index=0)
-        assert render(noise(height, width), spec, box).shape == (24, 40, 3)
+        box = crop.box(height, width, size, KEY)
+        assert crop.render(noise(height, width), box, size, "bicubic").shape == (24, 40, 3)
         assert box.y0 >= 0 and box.x0 >= 0 and box.y0 + box.height <= height + 1e-9
 
 
@@ -148,30 +179,52 @@ def test_no_resize_is_a_copy():
 
 
 def test_squash_and_none():
-    squash = InputSpec((8, 8), "squash")
-    assert box_for(squash, 30, 50, seed=0, draw=0, index=0) == Box(0, 0, 30, 50)
+    assert Squash().box(30, 50, (8, 8), KEY) == Box(0, 0, 30, 50)
+    assert NoCrop().box(30, 50, (30, 50), KEY) == Box(0, 0, 30, 50)
     with pytest.raises(DataError, match="Example 7 has 30 x 50 pixels"):
-        box_for(InputSpec((8, 8), "none"), 30, 50, seed=0, draw=0, index=7)
+        NoCrop().box(30, 50, (8, 8), ExampleKey(seed=0, epoch=0, index=7))
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "crop",
+    [RandomResizedCrop(), CentreSquare(), ResizeCentre(), Squash(), NoCrop()],
+    ids=lambda crop: crop.name,
+)
+def test_a_second_size_shows_the_same_box(crop):
+    pixels = noise(24, 24 if crop.name == "none" else 40)
+    view = SecondSizeView(ImageView((24, 24), crop, flip=True), "small", (12, 12), "lanczos")
+    assert view.keys["small"] == ((12, 12, 3), "uint8", None)
+    key = ExampleKey(seed=1, epoch=2, index=3)
+    rendered = view.render(Example(ArrayImage(pixels)), key)
+    alone = view.image.render(Example(ArrayImage(pixels)), key)
+    assert rendered.keys() == {*alone, "small"}
+    np.testing.assert_array_equal(rendered["image"], alone["image"])
+    box = crop.box(*pixels.shape[:2], (24, 24), key)
+    np.testing.assert_array_equal(rendered["small"], crop.render(pixels, box, (12, 12), "lanczos"))
+
+
+def view_of(size=(8, 8), crop="squash", resample="bicubic", scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
+    return ImageView(size, make_crop(crop, scale, ratio), resample=resample)
+
+
+@pytest.mark.parametrize(
+    "make, says",
     [
-        ({"size": (0, 8)}, "at least 1 pixel"),
-        ({"crop": "middle"}, "random_resized, centre_square"),
-        ({"resample": "nearest"}, "bicubic, bilinear"),
-        ({"scale": (0.5, 0.2)}, "scale"),
-        ({"ratio": (0.0, 1.0)}, "ratio"),
-        ({"crop_fraction": 0.0}, "crop fraction"),
-        ({"size": (8, 9), "crop": "centre_square"}, "non-square"),
-        ({"extras": ("depth",)}, "tokens or attention"),
-        ({"extras": ("tokens",), "flip": True}, "one fixed, unflipped view"),
-        ({"extras": ("tokens",), "crop": "random_resized"}, "one fixed, unflipped view"),
+        (lambda: view_of(size=(0, 8)), "at least 1 pixel"),
+        (lambda: view_of(crop="middle"), "random_resized, centre_square"),
+        (lambda: view_of(resample="nearest"), "bicubic, bilinear"),
+        (lambda: view_of(crop="random_resized", scale=(0.5, 0.2)), "scale"),
+        (lambda: view_of(crop="random_resized", ratio=(0.0, 1.0)), "ratio"),
+        (lambda: ResizeCentre(0.0), "crop fraction"),
+        (lambda: view_of(size=(8, 9), crop="centre_square"), "non-square"),
+        (lambda: SecondSizeView(view_of(), "teacher", (8, 0)), "at least 1 pixel"),
+        (lambda: SecondSizeView(view_of(), "teacher", (8, 8), "nearest"), "bicubic, bilinear"),
+        (lambda: SecondSizeView(view_of(crop="centre_square"), "teacher", (8, 9)), "non-square"),
     ],
 )
-def test_impossible_specs_are_refused(change, says):
+def test_impossible_views_are_refused(make, says):
     with pytest.raises(DataError, match=says):
-        InputSpec(**({"size": (8, 8), "crop": "squash"} | change))
+        make()
 
 
 def noise(height, width):

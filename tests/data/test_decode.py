@@ -194,7 +194,7 @@ def test_of_an_animation_the_first_frame(kind):
     assert pixels[4, 4].tolist() == [255, 0, 0]
 
 
-def test_truncated_data_never_becomes_a_picture():
+def test_truncated_data_never_becomes_an_image():
     for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"):
         data = encode(photograph(200, 300), kind)
         for share in (0.1, 0.5, 0.9):
@@ -214,7 +214,7 @@ def test_harmless_oddities_are_read():
     np.testing.assert_array_equal(decode(padded, "x"), by_pil(jpeg))
 
 
-def test_oversized_pictures_are_refused_from_the_header():
+def test_oversized_images_are_refused_from_the_header():
     wide = png(70_000, 1, 8, 0, bytes(70_000))
     bomb = png(14_000, 13_000, 8, 0, b"\0" * 13_000)  # 182 megapixels claimed.
     jpeg = bytearray(encode(photograph(), "JPEG"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from odd_files import base, encode
 
-from mim_jax.data import DataError, open_dataset
+from mim_jax.data import ClassLabel, DataError, open_dataset
 from mim_jax.data.datasets import folder
 from mim_jax.data.datasets import listing as module
 from mim_jax.data.datasets.folder import open_folder
@@ -48,7 +48,8 @@ def test_class_folders_with_splits(tmp_path):
     train, test = opened(root, "train"), opened(root, "test")
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert labels(train) == {"a/deep/er/2.png": 0, "b/1.png": 1, "c/3.png": 2}
-    assert labels(test) == {"a/5.png": 0, "c/4.png": 2} and test[1].label == 2
+    assert labels(test) == {"a/5.png": 0, "c/4.png": 2}
+    assert test.annotation is ClassLabel and test[1].annotation == ClassLabel(2)
     assert "3 classes" in train.describe() and "split folder val" in test.describe()
 
 
@@ -67,7 +68,9 @@ def test_the_test_folder_with_the_classes_is_preferred(tmp_path):
 
 def test_a_heap_for_a_test_split_has_no_labels(tmp_path):
     root = write(tmp_path / "d", "train/a/1.png", "train/b/2.png", "test/5.png", "test/6.png")
-    assert set(labels(opened(root, "test")).values()) == {-1} and opened(root, "test").num_classes == 0
+    test = opened(root, "test")
+    assert set(labels(test).values()) == {-1} and test.num_classes == 0
+    assert test.annotation is test[0].annotation is None
 
 
 def test_an_unknown_class_in_test_is_named(tmp_path):
@@ -111,7 +114,7 @@ def test_a_train_folder_alone_is_divided(tmp_path):
     )
 
 
-def test_two_pictures_are_enough_and_one_is_not(tmp_path):
+def test_two_images_are_enough_and_one_is_not(tmp_path):
     root = write(tmp_path / "two", "1.png", "2.png")
     assert len(opened(root, "train")) == len(opened(root, "test")) == 1
     with pytest.raises(DataError, match="holds one image"):

@@ -33,7 +33,7 @@ def test_names_can_be_written_and_are_one_line(dataset) -> None:
         assert name.encode("utf-8") and name.isprintable()
     assert {"price_$5_to_$10", "line\\nbreak", "写真"} <= set(dataset.class_names)
     assert any("\\xe9" in name for name in dataset.class_names) or os.uname().sysname == "Darwin"
-    assert dataset[0].label in range(len(dataset.class_names))
+    assert dataset[0].annotation.index in range(len(dataset.class_names))
 
 
 def test_they_are_drawn_as_they_are(dataset, tmp_path: Path) -> None:

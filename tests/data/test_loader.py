@@ -6,10 +6,35 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mim_jax.data import DataError, InputSpec, Loader, evaluation_batches, open_dataset, place
+from mim_jax.data import (
+    ClassLabel,
+    ClassLabelsView,
+    ClassLabelView,
+    ColumnView,
+    DataError,
+    ImageView,
+    Loader,
+    SecondSizeView,
+    evaluation_batches,
+    evenly_spaced,
+    open_dataset,
+    place,
+)
+from mim_jax.data.crop import CentreSquare, NoCrop, RandomResizedCrop, Squash
+from mim_jax.data.views import ArraySpec, ExampleNumbers, SubsetColumn
 
-RANDOM = InputSpec((6, 6), "random_resized", flip=True)
-WHOLE = InputSpec((8, 8), "none", flip=True)
+RANDOM = ClassLabelView(ImageView((6, 6), RandomResizedCrop(), flip=True))
+WHOLE = ClassLabelView(ImageView((8, 8), NoCrop(), flip=True))
+
+
+class Table:
+    """A column in memory."""
+
+    def __init__(self, values):
+        self.values, self.spec = values, ArraySpec(values.shape[1:], values.dtype.name)
+
+    def __getitem__(self, index):
+        return self.values[index]
 
 
 def dataset(count=10, size=8):
@@ -54,8 +79,8 @@ def test_the_global_batch_is_the_same_for_any_number_of_hosts(batch_size, hosts)
 def test_every_example_once_an_epoch_and_each_use_differs():
     with Loader(dataset(), RANDOM, batch_size=25, seed=1) as loader:
         uses = joined([loader.batch(step) for step in range(2)])  # 50 positions: 5 epochs.
-    pairs = set(zip(uses["draw"].tolist(), uses["index"].tolist(), strict=True))
-    assert pairs == {(draw, index) for draw in range(5) for index in range(10)}
+    pairs = set(zip(uses["epoch"].tolist(), uses["index"].tolist(), strict=True))
+    assert pairs == {(epoch, index) for epoch in range(5) for index in range(10)}
     boxes = {tuple(box) for box, index in zip(uses["box"].tolist(), uses["index"], strict=True) if index == 3}
     assert len(boxes) == 5 and 0 < uses["flip"].sum() < 50 and uses["valid"].all()
 
@@ -67,12 +92,14 @@ def test_types_shapes_and_content():
     assert shapes == {
         "image": ("uint8", (4, 6, 6, 3)),
         "index": ("int32", (4,)),
-        "draw": ("int32", (4,)),
+        "epoch": ("int32", (4,)),
         "box": ("float32", (4, 4)),
         "flip": ("bool", (4,)),
         "label": ("int32", (4,)),
         "valid": ("bool", (4,)),
     }
+    for key, spec in RANDOM.keys.items():
+        assert shapes[key] == (spec.dtype, (4, *spec.shape))
     np.testing.assert_array_equal(batch["label"], batch["index"] % 10)
     assert (batch["box"] >= 0).all() and (batch["box"][:, :2] + batch["box"][:, 2:] <= 1 + 1e-6).all()
 
@@ -88,10 +115,10 @@ def test_the_short_cut_for_arrays_changes_nothing():
     digits = open_dataset("digits", "train")
 
     class Hidden:
-        """The same source, not known to be an array."""
+        """The same dataset, not known to be an array."""
 
         name, num_classes, class_names, fingerprint = "hidden", 10, digits.class_names, digits.fingerprint
-        describe = digits.describe
+        annotation, describe = digits.annotation, digits.describe
 
         def __len__(self):
             return len(digits)
@@ -99,13 +126,33 @@ def test_the_short_cut_for_arrays_changes_nothing():
         def __getitem__(self, index):
             return digits[index]
 
-    for spec in (WHOLE, InputSpec((8, 8), "centre_square"), InputSpec((8, 8), "squash", flip=True)):
+    index, epoch = np.arange(5), np.zeros(5, np.int64)
+    table = Table(np.arange(1437, dtype=np.int32))
+    for view in (
+        WHOLE,
+        ImageView((8, 8), CentreSquare()),
+        ClassLabelView(ImageView((8, 8), Squash(), flip=True)),
+        ColumnView(WHOLE, {"number": table}),
+        ClassLabelView(None),
+    ):
+        assert view.render_batch(digits, index, epoch, 3) is not None
+        assert view.render_batch(Hidden(), index, epoch, 3) is None
         with (
-            Loader(digits, spec, batch_size=50, seed=3) as fast,
-            Loader(Hidden(), spec, batch_size=50, seed=3) as slow,
+            Loader(digits, view, batch_size=50, seed=3) as fast,
+            Loader(Hidden(), view, batch_size=50, seed=3) as slow,
         ):
-            assert fast._crew._gather and not slow._crew._gather
-            equal(fast.batch(30), slow.batch(30))
+            batch = fast.batch(30)
+            equal(batch, slow.batch(30))
+            for key, spec in view.keys.items():
+                assert (batch[key].shape, batch[key].dtype.name) == ((50, *spec.shape), spec.dtype), key
+
+
+def test_the_short_cut_is_for_images_of_the_views_size_alone():
+    digits = open_dataset("digits", "train")
+    index, epoch = np.arange(5), np.zeros(5, np.int64)
+    second = SecondSizeView(ImageView((8, 8), Squash()), "teacher", (4, 4))
+    views = (RANDOM, ImageView((4, 4), Squash()), ImageView((4, 4), NoCrop()), second)
+    assert [view.render_batch(digits, index, epoch, 3) for view in views] == [None] * 4
 
 
 def test_seeds_differ():
@@ -125,27 +172,32 @@ def test_placing_on_devices():
         equal({key: np.asarray(value) for key, value in placed.items()}, loader.batch(0))
 
 
-def test_extras_are_served_by_index():
+def test_columns_are_joined_by_index():
     table = np.arange(30, dtype=np.int32).reshape(10, 3)
-    spec = InputSpec((8, 8), "none", extras=("tokens",))
-    with Loader(
-        dataset(), spec, batch_size=5, seed=0, extras={"tokens": lambda index: table[index]}
-    ) as loader:
+    view = ColumnView(WHOLE, {"tokens": Table(table)})
+    assert view.keys == {**WHOLE.keys, "tokens": ((3,), "int32", None)} and view.random
+    with Loader(dataset(), view, batch_size=5, seed=0) as loader:
         batch = loader.batch(3)
     np.testing.assert_array_equal(batch["tokens"], table[batch["index"]])
-    with pytest.raises(DataError, match="'tokens'"):
-        Loader(dataset(), spec, batch_size=5, seed=0)
 
 
-def test_what_extras_hold_is_not_read():
-    """Without pixels, and with the labels in a table, the source is left alone; without the table it is not."""
+def test_columns_of_a_subset_are_those_of_its_examples():
+    table = Table(np.arange(10, dtype=np.int32) ** 2)
+    few = evenly_spaced(dataset(), 4)
+    view = ColumnView(ExampleNumbers(), {"square": SubsetColumn(table, few)})
+    (batch,) = evaluation_batches(few, view, batch_size=4)
+    assert batch["index"].tolist() == [0, 1, 2, 3] and batch["square"].tolist() == [0, 4, 25, 49]
+
+
+def test_what_columns_hold_is_not_read():
+    """Without pixels, and with the labels in a table, the dataset is left alone; without the table it is not."""
 
     class Unreadable:
-        name, num_classes, class_names, multi_label, fingerprint = (
+        name, num_classes, class_names, annotation, fingerprint = (
             "unreadable",
             3,
             ("a", "b", "c"),
-            False,
+            ClassLabel,
             "0",
         )
 
@@ -156,25 +208,34 @@ def test_what_extras_hold_is_not_read():
             raise DataError("read")
 
     table = np.arange(10, dtype=np.int32) % 3
-    spec = InputSpec((8, 8), "none", extras=("label",), pixels=False)
-    with Loader(
-        Unreadable(), spec, batch_size=5, seed=0, extras={"label": lambda index: table[index]}
-    ) as loader:
+    view = ColumnView(ExampleNumbers(), {"label": Table(table)})
+    with Loader(Unreadable(), view, batch_size=5, seed=0) as loader:
         batch = loader.batch(3)
     np.testing.assert_array_equal(batch["label"], table[batch["index"]])
-    assert batch["image"].shape == (5, 0, 0, 3) and (batch["box"] == (0, 0, 1, 1)).all()
-    with Loader(Unreadable(), spec, batch_size=5, seed=0) as loader, pytest.raises(DataError, match="read"):
+    assert batch.keys() == {"index", "epoch", "valid", "label"}
+    unaided = ClassLabelView(None)
+    with (
+        Loader(Unreadable(), unaided, batch_size=5, seed=0) as loader,
+        pytest.raises(DataError, match="read"),
+    ):
         loader.batch(3)
+
+
+def test_one_label_an_image_is_not_several():
+    with pytest.raises(DataError, match="one label an image"):
+        Loader(dataset(), ClassLabelsView(WHOLE, 10), batch_size=5, seed=0)
+    with pytest.raises(DataError, match="one label an image"):
+        evaluation_batches(dataset(), ColumnView(ClassLabelsView(None, 10), {}), batch_size=5)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("limit", [None, 5, 100])
 def test_evaluation_sees_each_example_once_in_order(hosts, limit):
-    spec = InputSpec((8, 8), "none")
+    view = ImageView((8, 8), NoCrop())
     parts = [
         list(
             evaluation_batches(
-                dataset(), spec, batch_size=4, process_index=i, process_count=hosts, limit=limit
+                dataset(), view, batch_size=4, process_index=i, process_count=hosts, limit=limit
             )
         )
         for i in range(hosts)
@@ -188,16 +249,14 @@ def test_evaluation_sees_each_example_once_in_order(hosts, limit):
     padding = ~whole["valid"]
     assert padding.sum() == -count % 4 and (whole["index"][padding] == 0).all()
     np.testing.assert_array_equal(whole["image"][padding], np.repeat(whole["image"][:1], padding.sum(), 0))
-    assert not whole["flip"].any() and not whole["draw"].any()
+    assert not whole["flip"].any() and not whole["epoch"].any()
 
 
 def test_evaluation_with_random_crops_is_a_function_of_the_index():
-    spec = InputSpec((6, 6), "random_resized")
-    one, two = (joined(list(evaluation_batches(dataset(), spec, batch_size=size))) for size in (5, 2))
+    view = ImageView((6, 6), RandomResizedCrop())
+    one, two = (joined(list(evaluation_batches(dataset(), view, batch_size=size))) for size in (5, 2))
     equal(one, two)
     assert len({tuple(box) for box in one["box"].tolist()}) > 5
-    with pytest.raises(DataError, match="flip=True"):
-        evaluation_batches(dataset(), RANDOM, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +271,10 @@ def test_impossible_batches(size, index, count, says):
 def test_one_example_and_no_example():
     with Loader(dataset(1), RANDOM, batch_size=3, seed=0) as loader:
         batch = loader.batch(2)
-    assert batch["draw"].tolist() == [6, 7, 8] and batch["index"].tolist() == [0, 0, 0]
+    assert batch["epoch"].tolist() == [6, 7, 8] and batch["index"].tolist() == [0, 0, 0]
 
     class Empty:
-        name = "empty"
+        name, annotation = "empty", None
 
         def __len__(self):
             return 0
@@ -225,10 +284,12 @@ def test_one_example_and_no_example():
 
 
 def test_memory_budget_counts_what_is_held():
-    spec = InputSpec((224, 224), "random_resized")
-    with Loader(dataset(10, 300), spec, batch_size=64, seed=0, prefetch=2, threads=2) as loader:
+    view = ImageView((224, 224), RandomResizedCrop())
+    with Loader(dataset(10, 300), view, batch_size=64, seed=0, prefetch=2, threads=2) as loader:
         images = 224 * 224 * 3 * 64
         assert 5 * images < loader.memory_budget_bytes() < 8 * images
         assert "MiB" in loader.describe_memory() and "\n" not in loader.describe_memory()
-    with Loader(dataset(10, 300), spec, batch_size=64, seed=0, prefetch=6, threads=2) as more:
-        assert more.memory_budget_bytes() - loader.memory_budget_bytes() == 4 * (images + 64 * 64)
+    with Loader(dataset(10, 300), view, batch_size=64, seed=0, prefetch=6, threads=2) as more:
+        assert more.memory_budget_bytes() - loader.memory_budget_bytes() == 4 * (
+            images + 64 * (4 * 4 + 1 + 4 + 4 + 1)
+        )

@@ -12,7 +12,17 @@ from PIL import Image
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from mim_jax.data import DataError, InputSpec, Loader, open_dataset  # noqa: E402
+from mim_jax.data import (  # noqa: E402
+    ClassLabel,
+    ClassLabels,
+    ClassLabelsView,
+    DataError,
+    ImageView,
+    Loader,
+    open_dataset,
+)
+from mim_jax.data.crop import RandomResizedCrop, Squash  # noqa: E402
+from mim_jax.data.examples import class_index  # noqa: E402
 
 COUNTS = {"train": 12, "test": 5}
 
@@ -55,13 +65,16 @@ def data_dir(tmp_path_factory):
     return str(path)
 
 
-def test_pictures_and_labels_come_back(data_dir):
+def test_images_and_labels_come_back(data_dir):
     for split, count in COUNTS.items():
         dataset = open_dataset("tfds:tiny_pictures", split, data_dir=data_dir)
         assert (len(dataset), dataset.class_names, dataset.num_classes) == (count, ("ant", "bee", "cow"), 3)
         expected = {picture(split, number)[0].tobytes(): number % 3 for number in range(count)}
-        assert {dataset[i].pixels().tobytes(): dataset[i].label for i in range(count)} == expected
-        assert dataset[0].pixels().shape[:2] == (dataset[0].height, dataset[0].width)
+        examples = [dataset[i] for i in range(count)]
+        assert {e.image.pixels().tobytes(): e.annotation.index for e in examples} == expected
+        assert dataset.annotation is ClassLabel
+        image = dataset[0].image
+        assert image.pixels().shape[:2] == (image.height, image.width)
     assert "tensorflow" not in sys.modules or not hasattr(sys.modules["tensorflow"], "Graph")
 
 
@@ -74,10 +87,10 @@ def test_version_and_fingerprint(data_dir):
 
 def test_the_loader_reads_it_from_threads(data_dir):
     dataset = open_dataset("tfds:tiny_pictures", "train", data_dir=data_dir, on_bad_image="skip")
-    spec = InputSpec((8, 8), "random_resized")
+    view = ImageView((8, 8), RandomResizedCrop())
     with (
-        Loader(dataset, spec, batch_size=8, seed=0, threads=4) as many,
-        Loader(dataset, spec, batch_size=8, seed=0, threads=1) as one,
+        Loader(dataset, view, batch_size=8, seed=0, threads=4) as many,
+        Loader(dataset, view, batch_size=8, seed=0, threads=1) as one,
     ):
         for step in range(4):
             np.testing.assert_array_equal(many.batch(step)["image"], one.batch(step)["image"])
@@ -86,7 +99,7 @@ def test_the_loader_reads_it_from_threads(data_dir):
 def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
     build(tmp_path, "half_labelled", labelled_test=False)
     dataset = open_dataset("tfds:half_labelled", "test", data_dir=str(tmp_path))
-    assert len(dataset) == 4 and dataset[1].label >= 0
+    assert len(dataset) == 4 and dataset[1].annotation.index >= 0
 
 
 def test_what_is_missing_is_said_with_the_command(data_dir, tmp_path):
@@ -119,7 +132,7 @@ def test_a_missing_or_damaged_file_is_named(data_dir, tmp_path):
     file.write_bytes(whole[:3000] + bytes(3000) + whole[6000:])
     dataset = open_dataset("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
     with pytest.raises(DataError, match="cannot be read"):
-        [dataset[index].pixels() for index in range(12)]
+        [dataset[index].image.pixels() for index in range(12)]
     file.unlink()
     with pytest.raises(DataError, match=r"train\.array_record.* is missing"):
         open_dataset("tfds:tiny_pictures", "train", data_dir=str(tmp_path))
@@ -156,18 +169,20 @@ def test_several_labels_an_image_and_joined_splits(tmp_path):
     parts = [
         open_dataset("tfds:tiny_voc", split, data_dir=str(tmp_path)) for split in ("train", "validation")
     ]
-    assert len(dataset) == 12 and dataset.multi_label and dataset.num_classes == 3 and dataset[0].label == -1
+    assert len(dataset) == 12 and dataset.annotation is ClassLabels and dataset.num_classes == 3
+    assert class_index(dataset[0].annotation) == -1
     for number in range(12):
-        expected = parts[number // 6][number % 6].labels
-        np.testing.assert_array_equal(dataset[number].labels, expected)
-    of = {parts[0][n].pixels().tobytes(): parts[0][n].labels.tolist() for n in range(6)}
-    assert of[picture("train", 2)[0].tobytes()] == [
-        1,
-        -1,
-        0,
-    ]  # an ant, and a bee of which only a difficult one
-    with Loader(dataset, InputSpec((8, 8), "squash", extras=("labels",)), batch_size=12, seed=0) as loader:
-        batch = loader.batch(0)
-    np.testing.assert_array_equal(batch["labels"], [dataset[int(i)].labels for i in batch["index"]])
+        expected = parts[number // 6][number % 6].annotation.shown
+        np.testing.assert_array_equal(dataset[number].annotation.shown, expected)
+    examples = [parts[0][n] for n in range(6)]
+    of = {e.image.pixels().tobytes(): e.annotation.shown.tolist() for e in examples}
+    # an ant, and a bee of which only a difficult one
+    assert of[picture("train", 2)[0].tobytes()] == [1, -1, 0]
+    for image in (ImageView((8, 8), Squash()), None):
+        with Loader(dataset, ClassLabelsView(image, 3), batch_size=12, seed=0) as loader:
+            batch = loader.batch(0)
+        shown = [dataset[int(i)].annotation.shown for i in batch["index"]]
+        np.testing.assert_array_equal(batch["labels"], shown)
+        assert batch["labels"].dtype == np.int8 and ("image" in batch) == (image is not None)
     with pytest.raises(DataError, match="has the splits train, validation, test, but none for dev"):
         open_dataset("tfds:tiny_voc", "dev", data_dir=str(tmp_path))

@@ -1,7 +1,5 @@
 """AMT as a method: docs/papers/amt.md section 10, T5 to T8, T11 to T13."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import pytest
 from small import batch, keys, small_method
 
 from mim_jax.config.check import ConfigError
+from mim_jax.methods import Variables
 from mim_jax.methods.attention_bank import attention_maps, permuted
-from mim_jax.methods.protocol import Phase
 from mim_jax.training.epochs import phase_of, phase_starts
 from tests.conftest import official_optimisers
 
@@ -30,7 +28,7 @@ def amt(base: str = "mae", **more):
 
 
 def driven(method):
-    return method.in_phase(method.phases[-1])
+    return method.phases[-1].method
 
 
 def with_maps(count: int = 8, size: int = 32):
@@ -39,7 +37,9 @@ def with_maps(count: int = 8, size: int = 32):
 
 
 def predicted(method, params, view, count=8):
-    return jax.jit(lambda p, v, k: method.forward(p, v, k, False)["pixels"])(params, view, keys(count))
+    return jax.jit(lambda p, v, k: method.forward(Variables(p), v, k, False)["pixels"])(
+        params, view, keys(count)
+    )
 
 
 def shaken(method, by: float):
@@ -56,7 +56,7 @@ def shaken(method, by: float):
 def objective(method, view, keys):
     def value(params, patches):
         seen = {**view, "patches": patches}
-        total, count = method.loss(method.forward(params, seen, keys, True), seen)["loss"]
+        total, count = method.loss(method.forward(Variables(params), seen, keys, True), seen)["loss"]
         return jnp.sum(total) / jnp.sum(count)
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
@@ -72,7 +72,7 @@ def test_thrown_pixels_do_not_matter(base: str, norm_pix: bool) -> None:
 
     def run(images):
         data = {**with_maps(), "image": images}
-        view = method.corrupt(keys(8), data, {})
+        view = method.corrupt(keys(8), data, Variables())
         return view, objective(method, view, keys(8))(params, view["patches"])
 
     clean = with_maps()["image"]
@@ -100,7 +100,7 @@ def test_order_inside_a_group_does_not_matter(base: str) -> None:
     """T6."""
     method = driven(amt(base))
     params = method.init_params(jax.random.key(0))
-    view = method.corrupt(keys(8), with_maps(), {})
+    view = method.corrupt(keys(8), with_maps(), Variables())
 
     def value(view):
         total, count = method.loss({"pixels": predicted(method, params, view)}, view)["loss"]
@@ -118,7 +118,7 @@ def test_nothing_thrown_is_the_base_method(base: str) -> None:
     more = {"model__relative_bias": "shared", "model__positions": "none"} if base == "simmim" else {}
     method = amt(base, method__mode="am", **more)
     params = shaken(method, 0.01)
-    view = driven(method).corrupt(keys(8), with_maps(), {})
+    view = driven(method).corrupt(keys(8), with_maps(), Variables())
     assert view["visible"].shape[1] + view["hidden"].shape[1] == 64
     ours = predicted(driven(method), params, view)
     np.testing.assert_allclose(ours, predicted(method, params, view), atol=2e-5)
@@ -130,7 +130,7 @@ def test_relative_bias_follows_the_patches_that_are_left(bias: str) -> None:
     """Throwing a patch equals hiding its key from everybody: with the bias gathered per image (docs/papers/amt.md 5)."""
     method = driven(amt("simmim", model__relative_bias=bias, model__positions="none"))
     params = shaken(method, 0.05)
-    view = method.corrupt(keys(2), with_maps(2), {})
+    view = method.corrupt(keys(2), with_maps(2), Variables())
     kept = predicted(method, params, view, 2)
     module, order = method.module, jnp.concatenate([view["visible"], view["hidden"]], axis=1)
 
@@ -181,19 +181,13 @@ def test_schedule() -> None:
         )
         assert [phase.first_epoch for phase in method.phases] == [0, case["first_attention_epoch"]]
         due = [
-            e for e in range(case["epochs"] - 1) if method.passes[0].due(e)
+            e for e in range(case["epochs"] - 1) if method.refreshes[0].due(e)
         ]  # nothing follows the last epoch
         assert due == case["updates_after_epoch"]
-    examples, size = 96, method.config.data.batch_size
-    assert phase_starts(method, examples) == [0, 41 * examples // size]
-    assert [phase_of(method, s, examples) for s in (0, 41 * 6 - 1, 41 * 6)] == [0, 0, 1]
-    uneven = dataclasses.replace(method.config, data=dataclasses.replace(method.config.data, batch_size=36))
-    assert phase_starts(small_like(method, uneven), 100) == [0, 114]  # 41 epochs are 113.9 batches
-
-
-def small_like(method, config):
-    """The method with another configuration."""
-    return type(method)(config, method.amt)
+    examples, size = 96, 16
+    assert phase_starts(method, examples, size) == [0, 41 * examples // size]
+    assert [phase_of(method, s, examples, size) for s in (0, 41 * 6 - 1, 41 * 6)] == [0, 0, 1]
+    assert phase_starts(method, 100, 36) == [0, 114]  # 41 epochs are 113.9 batches
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -202,15 +196,17 @@ def test_phases_share_parameters_and_random_is_the_base(base: str) -> None:
     assert jax.eval_shape(method.init_params, jax.random.key(0)) == jax.eval_shape(
         driven(method).init_params, jax.random.key(0)
     )
-    assert method.in_phase(Phase("random")) is method
+    assert [phase.name for phase in method.phases] == ["random", "attention"]
+    assert not method.phases[0].method.driven and method.phases[1].method.driven
     data = with_maps()
     other = {**data, "attention": data["attention"][::-1]}
     np.testing.assert_array_equal(
-        method.corrupt(keys(8), data, {})["hidden"], method.corrupt(keys(8), other, {})["hidden"]
+        method.corrupt(keys(8), data, Variables())["hidden"],
+        method.corrupt(keys(8), other, Variables())["hidden"],
     )
     assert (
-        np.asarray(driven(method).corrupt(keys(8), data, {})["hidden"])
-        != np.asarray(driven(method).corrupt(keys(8), other, {})["hidden"])
+        np.asarray(driven(method).corrupt(keys(8), data, Variables())["hidden"])
+        != np.asarray(driven(method).corrupt(keys(8), other, Variables())["hidden"])
     ).any()
 
 
@@ -222,7 +218,7 @@ def test_more_attention_is_hidden_more_often_and_follows_crop_and_flip() -> None
     data = {**with_maps(64), "attention": maps}
 
     def share_right(data) -> float:
-        hidden = np.asarray(method.corrupt(keys(64), data, {})["hidden"])
+        hidden = np.asarray(method.corrupt(keys(64), data, Variables())["hidden"])
         return float((hidden % 8 >= 4).mean())
 
     assert share_right(data) > 0.97
@@ -230,27 +226,27 @@ def test_more_attention_is_hidden_more_often_and_follows_crop_and_flip() -> None
     right_half = np.tile(np.array([0, 0.5, 1, 0.5], np.float32), (64, 1))
     assert 0.4 < share_right({**data, "box": right_half}) < 0.6
     corner = driven(amt(method__mapping="official_corner"))
-    hidden = np.asarray(corner.corrupt(keys(64), data, {})["hidden"])
+    hidden = np.asarray(corner.corrupt(keys(64), data, Variables())["hidden"])
     assert 0.4 < (hidden % 8 >= 4).mean() < 0.75  # the corner knows nothing of the right half
 
 
 def test_controls() -> None:
     ones = amt(method__control="random_throw")
-    assert ones.passes == () and ones.input_spec.extras == ()
-    hidden = driven(ones).corrupt(keys(8), batch(8, 32), {})["hidden"]
+    assert ones.refreshes == ()
+    hidden = driven(ones).corrupt(keys(8), batch(8, 32), Variables())["hidden"]
     assert hidden.shape == (8, 28)
     shuffled = amt(method__control="shuffled_bank")
     index = np.arange(96, dtype=np.int32)
-    rows = shuffled.passes[0].row_of(index, 96)
+    rows = shuffled.refreshes[0].row_of(index, 96, 3)
     assert sorted(rows.tolist()) == index.tolist() and (rows != index).sum() > 80
-    np.testing.assert_array_equal(rows[5:9], permuted(index[5:9], 96, shuffled.config.seed))
+    np.testing.assert_array_equal(rows[5:9], permuted(index[5:9], 96, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_types_of_the_bank(dtype: str) -> None:
     method = amt(method__bank_dtype=dtype)
-    one, params = method.passes[0], method.init_params(jax.random.key(0))
+    one, params = method.refreshes[0], method.init_params(jax.random.key(0))
     rows = one.compute(params, batch(8, 32))
     assert rows.dtype == dtype == one.dtype and rows.shape == (8, *one.shape)
     exact = attention_maps(method, params, jnp.asarray(batch(8, 32)["image"]))
@@ -259,7 +255,7 @@ def test_types_of_the_bank(dtype: str) -> None:
         weights, exact.reshape(8, 64), atol={"float32": 2e-6, "float16": 1e-3, "uint8": 0.002}[dtype]
     )
     on_device = amt(method__bank_dtype=dtype, method__bank="device")
-    assert on_device.input_spec.extras == () and on_device.passes[0].on_device
+    assert on_device.refreshes[0].on_device
     from_bank = driven(on_device).bank.weights(batch(8, 32), {"attention": rows})
     np.testing.assert_array_equal(from_bank, weights)
 

@@ -10,11 +10,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
-from small import batch, keys, small_config, small_method
+from small import batch, classes, keys, small_config, small_method
 
 from mim_jax.config.check import ConfigError
 from mim_jax.interop.official import from_mae
-from mim_jax.methods import build_method, complete_options
+from mim_jax.methods import Variables, build_method, complete_options
 from mim_jax.methods.rules import map_rules, names, vit_layers
 from mim_jax.models.classifier import BN_EPS
 from mim_jax.training.optimiser import make_optimiser
@@ -30,6 +30,10 @@ def listed(section: str, key: str):
 
 def classifier(**more):
     return small_method("supervised", {**CLASSES, **{k.replace("__", "."): v for k, v in more.items()}})
+
+
+def config_of(method_config: str, fixed, **more):
+    return small_config(method_config, {**fixed, **{k.replace("__", "."): v for k, v in more.items()}})
 
 
 def probe(**more):
@@ -100,12 +104,12 @@ def _nested(name: str):
 @pytest.mark.slow
 def test_golden_lars_steps() -> None:
     """docs/papers/amt.md 1.5 and every step of the fixture: matrices by trust ratio, vectors plain, the rate after the momentum."""
-    method = probe()
+    method, whole = probe(), config_of("linear_probe", PROBE)
     case = listed("mae", "lars")[0]
     params = {"head": {"kernel": jnp.asarray(case["params"][0]), "bias": jnp.asarray(case["params"][1])}}
     rates = [step["lr"] for step in case["steps"]]
-    o = dataclasses.replace(method.config.optim, weight_decay=case["weight_decay"], lr=1.0)
-    config = dataclasses.replace(method.config, optim=o)
+    o = dataclasses.replace(whole.optim, weight_decay=case["weight_decay"], lr=1.0)
+    config = dataclasses.replace(whole, optim=o)
     rules = dataclasses.replace(method.rules, frozen=((r".", False),))
     import mim_jax.training.optimiser as module
 
@@ -126,15 +130,13 @@ def test_golden_lars_steps() -> None:
 
 @pytest.mark.slow
 def test_layer_decay_scales_updates_and_frozen_parameters_have_no_state() -> None:
-    method = classifier()
+    method, config = classifier(), config_of("supervised", CLASSES)
     params = method.init_params(jax.random.key(0))
     ones = jax.tree.map(jnp.ones_like, params)
 
     def change(layer_decay: float):
-        o = dataclasses.replace(
-            method.config.optim, layer_decay=layer_decay, weight_decay=0.0, clip_norm=None
-        )
-        update = make_optimiser(dataclasses.replace(method.config, optim=o), method.rules, params, 6.0)
+        o = dataclasses.replace(config.optim, layer_decay=layer_decay, weight_decay=0.0, clip_norm=None)
+        update = make_optimiser(dataclasses.replace(config, optim=o), method.rules, params, 6.0)
         state = update.init(params)
         for _ in range(2):  # the rate of update 0 is 0
             made, state = update.update(ones, state, params)
@@ -147,20 +149,22 @@ def test_layer_decay_scales_updates_and_frozen_parameters_have_no_state() -> Non
     assert ratio["encoder"]["patch_embed"]["kernel"] == pytest.approx(0.125)
     frozen = probe()
     shapes = jax.eval_shape(frozen.init_params, jax.random.key(0))
-    state = jax.eval_shape(make_optimiser(frozen.config, frozen.rules, shapes, 6.0).init, shapes)
+    state = jax.eval_shape(
+        make_optimiser(config_of("linear_probe", PROBE), frozen.rules, shapes, 6.0).init, shapes
+    )
     assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (32, 4), (4,)}
 
 
 @pytest.mark.slow
 def test_a_probe_moves_its_head_only_and_keeps_running_statistics() -> None:
     method = probe(augment__crop="random_resized")
-    assert not method.cached and method.passes == ()
+    assert not method.cached and method.refreshes == ()
     params, data = method.init_params(jax.random.key(0)), batch(16)
-    held = method.prepare(None)
-    view = method.corrupt(keys(), data, held)
+    variables = method.prepare(None, 0)
+    view = method.corrupt(keys(), data, variables)
 
     def value(params):
-        outputs = method.forward(params, view, keys(), True)
+        outputs = method.forward(variables.replace(params=params), view, keys(), True)
         total, _ = method.loss(outputs, view)["loss"]
         return jnp.sum(total), outputs
 
@@ -168,11 +172,11 @@ def test_a_probe_moves_its_head_only_and_keeps_running_statistics() -> None:
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads["encoder"]))
     assert (np.asarray(grads["head"]["kernel"]) != 0).any()
     features = np.asarray(method.encode(params, jnp.asarray(data["image"])).pooled())
-    np.testing.assert_allclose(outputs["mean"], features.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(outputs["variance"], features.var(axis=0, ddof=1), rtol=1e-3, atol=1e-6)
-    held = method.collect(held, outputs)
+    held = outputs["batch_stats"]
     np.testing.assert_allclose(held["mean"], 0.1 * features.mean(axis=0), atol=1e-5)
-    scores = method.class_scores(params, held, jnp.asarray(data["image"]))
+    variance = 0.9 + 0.1 * features.var(axis=0, ddof=1)
+    np.testing.assert_allclose(held["variance"], variance, rtol=1e-4, atol=1e-6)
+    scores = method.class_scores(Variables(params, batch_stats=held), jnp.asarray(data["image"]))
     normed = (features - np.asarray(held["mean"])) / np.sqrt(np.asarray(held["variance"]) + BN_EPS)
     expected = normed @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
     np.testing.assert_allclose(scores, expected, atol=1e-4)
@@ -194,8 +198,9 @@ def test_probe_is_logistic_regression() -> None:
     expected = oracle.score(scaler.transform(test), test_labels)
     steps = {"schedule.steps": 600, "schedule.warmup_steps": 60, "optim.lr": 16.0}
     method = small_method("linear_probe", {**PROBE, **steps})
-    params, held = method.init_params(jax.random.key(0)), method.prepare(None)
-    update = make_optimiser(method.config, method.rules, params, 6.0)
+    params, held = method.init_params(jax.random.key(0)), method.prepare(None, 0).batch_stats
+    config = small_config("linear_probe", {**PROBE, **steps})
+    update = make_optimiser(config, method.rules, params, 6.0)
     view = {"features": jnp.asarray(train), "targets": jax.nn.one_hot(labels, 4)}
 
     @jax.jit
@@ -203,13 +208,13 @@ def test_probe_is_logistic_regression() -> None:
         params, state, held = carry
 
         def value(params):
-            outputs = method.forward(params, view, keys(), True)
+            outputs = method.forward(Variables(params, batch_stats=held), view, keys(), True)
             total, count = method.loss(outputs, view)["loss"]
             return jnp.sum(total) / jnp.sum(count), outputs
 
         grads, outputs = jax.grad(value, has_aux=True)(params)
         changes, state = update.update(grads, state, params)
-        return optax.apply_updates(params, changes), state, method.collect(held, outputs)
+        return optax.apply_updates(params, changes), state, outputs["batch_stats"]
 
     carry = (params, update.init(params), held)
     for _ in range(600):
@@ -225,34 +230,36 @@ def test_probe_is_logistic_regression() -> None:
 @pytest.mark.parametrize("layer", [-1, 0])
 def test_cached_features_are_those_of_the_images(layer: int) -> None:
     method = probe(method__layer=layer)
-    assert (
-        method.cached and method.input_spec.extras == ("features", "label") and not method.input_spec.pixels
-    )
+    assert method.cached and method.view(train=True).keys == {}
+    assert [refresh.name for refresh in method.refreshes] == ["features", "label"]
     params, data = method.init_params(jax.random.key(0)), batch(16)
-    rows = method.passes[0].compute(params, data)
+    rows = method.refreshes[0].compute(params, data)
     expected = method.encode(params, jnp.asarray(data["image"])).pooled(layer)
     np.testing.assert_allclose(rows, expected, atol=1e-5)
-    view = method.corrupt(keys(), {**data, "image": np.zeros((16, 0, 0, 3), np.uint8), "features": rows}, {})
+    view = method.corrupt(keys(), {"features": rows, "label": data["label"]}, Variables())
     whole = probe(method__layer=layer, method__cache=False)
-    ours = method.forward(params, view, keys(), True)["logits"]
+    variables = method.prepare(None, 0).replace(params=params)
+    ours = method.forward(variables, view, keys(), True)["logits"]
     np.testing.assert_allclose(
-        ours, whole.forward(params, whole.corrupt(keys(), data, {}), keys(), True)["logits"], atol=1e-4
+        ours,
+        whole.forward(variables, whole.corrupt(keys(), data, Variables()), keys(), True)["logits"],
+        atol=1e-4,
     )
-    assert [e for e in range(-1, 50) if method.passes[0].due(e)] == [-1] and not method.passes[0].saved
-    np.testing.assert_array_equal(method.passes[1].compute(params, data), data["label"])
+    assert [e for e in range(-1, 50) if method.refreshes[0].due(e)] == [-1] and not method.refreshes[0].saved
+    np.testing.assert_array_equal(method.refreshes[1].compute(params, data), data["label"])
 
 
 @pytest.mark.slow
 def test_mixing_keeps_label_mass_and_evaluation_mixes_nothing() -> None:
     method = classifier(method__mixup=0.8, method__cutmix=1.0, method__rand_augment=2, method__erase=0.25)
     data = {**batch(16), "flip": np.ones(16, bool)}
-    view = jax.jit(method.corrupt)(keys(), data, {})
+    view = jax.jit(method.corrupt)(keys(), data, Variables())
     np.testing.assert_allclose(np.asarray(view["targets"]).sum(axis=1), 1.0, atol=1e-5)
     assert np.isfinite(np.asarray(view["images"])).all()
     params = method.init_params(jax.random.key(0))
-    scores = method.class_scores(params, {}, jnp.asarray(data["image"]))
+    scores = method.class_scores(Variables(params), jnp.asarray(data["image"]))
     np.testing.assert_allclose(
-        scores, method.apply(params, method.clean_patches(jnp.asarray(data["image"]))), atol=1e-5
+        scores, method.apply(params, method.patches(jnp.asarray(data["image"]))), atol=1e-5
     )
 
 
@@ -266,8 +273,8 @@ def test_impossible_settings() -> None:
         with pytest.raises(ConfigError, match=words):
             small_method(config, overrides)
     with pytest.raises(ConfigError, match="has 7 classes"):
-        complete_options(small_config("supervised", CLASSES), 7)
-    assert build_method(complete_options(small_config("supervised", CLASSES), 4)).num_classes == 4
+        complete_options(small_config("supervised", CLASSES), classes(7))
+    assert build_method(complete_options(small_config("supervised", CLASSES), classes(4))).num_classes == 4
 
 
 @pytest.mark.slow
@@ -278,8 +285,8 @@ def test_several_labels_an_image() -> None:
     )
     labels = np.random.default_rng(0).integers(-1, 2, (16, 4)).astype(np.int8)
     given = {**batch(), "labels": labels}
-    assert method.input_spec.extras == method.eval_spec.extras == ("labels",)
-    view = method.corrupt(keys(), given, {})
+    assert "labels" in method.view(True).keys and "labels" in method.view(False).keys
+    view = method.corrupt(keys(), given, Variables())
     logits = jax.random.normal(jax.random.key(0), (16, 4))
     total, count = method.loss({"logits": logits}, view)["loss"]
     kept = labels >= 0

@@ -9,7 +9,7 @@ import pytest
 from small import batch, keys, small_config
 
 from mim_jax.config.check import ConfigError
-from mim_jax.methods import Method, build_method, complete_options
+from mim_jax.methods import Method, Variables, build_method, complete_options
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +55,8 @@ def gradients(method: Method, size: tuple[int, int]) -> Any:
     """Shapes of the gradients of the training loss, in every phase; nothing is computed."""
 
     def loss(params: Any, made: Any, of_batch: Any, own: Method) -> jax.Array:
-        view = own.corrupt(keys(4), of_batch, made)
-        terms = own.loss(own.forward(params, view, keys(4), True), view)
+        view = own.corrupt(keys(4), of_batch, made.replace(params=params))
+        terms = own.loss(own.forward(made.replace(params=params), view, keys(4), True), view)
         return sum(jnp.sum(total) for name, (total, _) in terms.items() if name in own.loss_weights)
 
     params = jax.eval_shape(method.init_params, jax.random.key(0))
@@ -64,7 +64,7 @@ def gradients(method: Method, size: tuple[int, int]) -> Any:
     of_batch = {**batch(4), "image": np.zeros((4, *size, 3), np.uint8)}
     of_batch["attention"] = np.ones((4, *method.net.grid), np.float32)
     for phase in method.phases:
-        own = method.in_phase(phase)
+        own = phase.method
         found = jax.eval_shape(jax.grad(lambda p, m, b, own=own: loss(p, m, b, own)), params, made, of_batch)
     assert jax.tree.map(lambda leaf: leaf.shape, found) == jax.tree.map(lambda leaf: leaf.shape, params)
     return found
@@ -73,11 +73,12 @@ def gradients(method: Method, size: tuple[int, int]) -> Any:
 def artefacts_of(method: Method) -> Any:
     """What `prepare` would make, without the work."""
     if not hasattr(method, "vocabulary"):
-        return method.prepare(lambda: []) if method.num_classes else {}
-    return {
+        return method.prepare(lambda: [], 0)
+    artefacts = {
         "centroids": jnp.zeros((method.vocabulary, 3 * method.vit.patch**2)),
         "frequency": jnp.zeros((method.vit.num_patches, method.vocabulary)),
     }
+    return Variables(artefacts=artefacts)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -93,7 +94,7 @@ def test_trains_or_is_refused(name: str, option: str) -> None:
             gradients(made(), (16, 16))
         return
     method = made()
-    gradients(method, method.input_spec.size)
+    gradients(method, method.view(True).keys["image"].shape[:2])
 
 
 @pytest.mark.parametrize("name", ["mae", "mapet"])
@@ -119,7 +120,7 @@ def test_a_relative_bias_follows_the_places_of_the_patches(name: str) -> None:
         )
         if "visible" in view:  # the decoder has positions of its own, so only the encoder can be mirrored
             return method.apply(params, view["patches"], view["visible"], None, method="encode")
-        return method.forward(params, view, keys(4), False)["logits"]
+        return method.forward(Variables(params), view, keys(4), False)["logits"]
 
     mirrored = jnp.asarray(np.arange(rows * columns).reshape(rows, columns)[:, ::-1].ravel())
     patches = jnp.asarray(draw.normal(size=(4, rows * columns, 3 * method.vit.patch**2)).astype(np.float32))

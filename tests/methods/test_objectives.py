@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import artefacts, batch, keys, small_method
+from small import batch, keys, prepared, small_method
 
+from mim_jax.methods import Variables
 from mim_jax.methods.flops import two_stream_flops
 from mim_jax.methods.mapet import OBJECTIVES
 from mim_jax.methods.rules import map_rules, names
@@ -30,10 +31,10 @@ def objective(name: str, **more):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_labels_are_the_tokens_of_the_targets(name: str) -> None:
     method = objective(name)
-    held = artefacts(method)
+    held = prepared(method)
     data = batch()
     view = method.corrupt(keys(), data, held)
-    tokens = np.asarray(method.labels(data, method.clean_images(data), held))
+    tokens = np.asarray(method.labels(data, method.preprocessing.images(data), held.artefacts))
     targets = np.asarray(view["targets"])
     assert targets.shape[1] == {"full_pim": 16}.get(name, 12)
     np.testing.assert_array_equal(view["labels"], np.take_along_axis(tokens, targets, 1))
@@ -47,13 +48,13 @@ def test_labels_are_the_tokens_of_the_targets(name: str) -> None:
 def test_no_leakage(name: str) -> None:
     """Gradients with respect to forbidden pixels are exactly 0.0, allowed ones are not 0."""
     method = objective(name)
-    held = artefacts(method)
+    held = prepared(method)
     view = method.corrupt(keys(2), batch(2), held)
     params = generic(method.init_params(jax.random.key(0)))
     drops = keys(2, seed=9)
 
     def energy(patches):
-        logits = method.forward(params, {**view, "patches": patches}, drops, False)["logits"]
+        logits = method.forward(Variables(params), {**view, "patches": patches}, drops, False)["logits"]
         return jnp.sum(jnp.square(logits), axis=-1)[0]
 
     slopes = np.abs(jacobian(energy, view["patches"])[:, 0]).max(axis=-1)  # [P, L]
@@ -75,11 +76,11 @@ def test_no_leakage(name: str) -> None:
 def test_grouped_lies_between_mim_and_mapet() -> None:
     """One group is MIM, as many groups as targets is MaPeT: the same logits."""
     mapet = objective("mapet")
-    held, params = artefacts(mapet), generic(mapet.init_params(jax.random.key(0)))
+    held, params = prepared(mapet), generic(mapet.init_params(jax.random.key(0)))
     view = mapet.corrupt(keys(), batch(), held)
 
     def logits(method, view):
-        return np.asarray(method.forward(params, view, keys(), False)["logits"])
+        return np.asarray(method.forward(Variables(params), view, keys(), False)["logits"])
 
     np.testing.assert_array_equal(logits(objective("grouped", groups=12), view), logits(mapet, view))
     mim = objective("mim")
@@ -93,7 +94,7 @@ def test_grouped_lies_between_mim_and_mapet() -> None:
 def test_mim_hides_as_much_as_mapet_and_block_masks_work() -> None:
     for masking in ("random", "block"):
         method = objective("mim", masking=masking)
-        view = method.corrupt(keys(), batch(), artefacts(method))
+        view = method.corrupt(keys(), batch(), prepared(method))
         assert (np.asarray(view["mask"]).sum(axis=1) == 12).all()
         assert np.take_along_axis(np.asarray(view["mask"]), np.asarray(view["targets"]), 1).all()
 
@@ -102,11 +103,14 @@ def test_drop_path_is_shared_by_both_streams_and_per_example() -> None:
     """With every branch dropped for an example, its logits are those of an empty network."""
     method = small_method("mapet", {"model.drop_path": 0.9})
     params = generic(method.init_params(jax.random.key(0)))
-    view = method.corrupt(keys(), batch(), artefacts(method))
-    one = np.asarray(method.forward(params, view, keys(seed=5), True)["logits"])
-    two = np.asarray(method.forward(params, view, keys(seed=5), True)["logits"])
+    view = method.corrupt(keys(), batch(), prepared(method))
+    one = np.asarray(method.forward(Variables(params), view, keys(seed=5), True)["logits"])
+    two = np.asarray(method.forward(Variables(params), view, keys(seed=5), True)["logits"])
     np.testing.assert_array_equal(one, two)
-    assert np.abs(one - np.asarray(method.forward(params, view, keys(seed=6), True)["logits"])).max() > 0.1
+    assert (
+        np.abs(one - np.asarray(method.forward(Variables(params), view, keys(seed=6), True)["logits"])).max()
+        > 0.1
+    )
     assert method.vit.drop_path_rates == (0.0, 0.9)
 
 
@@ -154,7 +158,7 @@ def test_costs_follow_the_spec() -> None:
     from mim_jax.methods.mim import Mim, MimOptions
 
     mapet = imagenet("s")
-    mim = Mim(mapet.config, MimOptions(num_masked=147, tokens="given"))
+    mim = Mim(mapet.net, MimOptions(num_masked=147, tokens="given"))
     assert mim.flops() / 6 == pytest.approx(5.06e9, rel=0.01)
     whole = block_flops(mapet.vit, rows=491, keys=344)
     ends = mapet.flops() - two_stream_flops(mapet.vit, mapet.layout)
@@ -173,8 +177,8 @@ def test_loss_at_initialisation(variant: str, loss: float) -> None:
     params = method.init_params(jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
     data = {**batch(2), "image": image, "tokens": np.random.default_rng(1).integers(0, 8192, (2, 196))}
-    view = method.corrupt(keys(2), data, {})
-    total, number = method.loss(method.forward(params, view, keys(2), False), view)["loss"]
+    view = method.corrupt(keys(2), data, Variables())
+    total, number = method.loss(method.forward(Variables(params), view, keys(2), False), view)["loss"]
     assert float(total.sum() / number.sum()) == pytest.approx(loss, abs=0.08)
 
 
@@ -230,7 +234,7 @@ def test_a_vocabulary_larger_than_the_images_is_one_sentence() -> None:
     with pytest.raises(
         ConfigError, match=r"config.method.vocabulary=5000 is too large .* choose a smaller one"
     ):
-        artefacts(method)
+        prepared(method)
 
 
 def test_which_objectives_have_mask_tokens_among_their_keys() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from mim_jax.interop.official import from_mae, from_mapet, from_simmim, nest
 from mim_jax.interop.swin import from_swin
-from mim_jax.methods import protocol
 from mim_jax.methods.attention_bank import attention_maps
+from mim_jax.methods.preprocessing import Preprocessing
+from mim_jax.methods.simmim import Simmim, SimmimOptions
 from mim_jax.models.layers import gather_tokens
 from mim_jax.models.swin import SwinConfig
 from mim_jax.targets.pixels import patchify
@@ -115,7 +116,7 @@ def test_mae_with_its_own_tables() -> None:
 
 def driven(mode: str, norm_pix: bool, **draws: Any) -> Any:
     method = production("amt", {**AMT, "method.mode": mode, "method.norm_pix": norm_pix})
-    return given(method.in_phase(method.phases[1]), **draws)
+    return given(method.phases[1].method, **draws)
 
 
 @pytest.mark.parametrize("norm", ["", "_norm_pix"])
@@ -174,7 +175,7 @@ def test_amts_map(precision: str) -> None:
     maps = jax.jit(lambda params, image: attention_maps(method, params, image))(case.params, case.image)
     case.close(maps, "attention_map64")
     np.testing.assert_allclose(maps, case.f["attention_map"], rtol=0, atol=1e-5)
-    kept = method.passes[0].compute(case.params, {"image": case.image})
+    kept = method.refreshes[0].compute(case.params, {"image": case.image})
     assert kept.dtype == jnp.float32
     np.testing.assert_allclose(kept, case.f["attention_map"], rtol=0, atol=1e-5)
 
@@ -230,7 +231,7 @@ def same_reconstruction(case: Case, ran: Run, prefix: str, side: int, first: int
 
 
 @pytest.mark.slow
-def test_simmim_on_swin(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simmim_on_swin(precision: str) -> None:
     """Version 1, which no configuration names: the method is built on the fixture's encoder."""
     case = Case("simmim_swin_public", from_swin, precision)
     c = json.loads(str(case.f["config"]))
@@ -238,12 +239,10 @@ def test_simmim_on_swin(precision: str, monkeypatch: pytest.MonkeyPatch) -> None
         (c["img_size"],) * 2, c["patch_size"], c["embed_dim"], tuple(c["depths"]), tuple(c["num_heads"]),
         (c["window_size"],) * 2, norm_eps=c["ln_eps"], version=1,
     )  # fmt: skip
-    monkeypatch.setattr(protocol, "encoder_config", lambda config: encoder)
     mask = case.f["mask"]
-    options = {"model.image_size": 32, "model.patch": 2, "method.unit": 2, "method.local_norm": 0}
     noise = mask[:, ::4, ::4].reshape(2, 16).astype(np.float32)
-    method = production("simmim", options, noise=noise)
-    assert method.net is encoder
+    options = SimmimOptions(unit=2, local_norm=0)
+    method = given(Simmim(encoder, options, Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))), noise=noise)
     fills(method, case.params)
     ran = run(method, case.params, case.image, derive=True)
     cells = mask[:, ::2, ::2].reshape(2, 64)

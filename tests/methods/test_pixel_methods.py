@@ -7,6 +7,7 @@ import pytest
 from small import batch, keys, small_method
 
 from mim_jax.interop.official import from_mae, from_simmim
+from mim_jax.methods import Variables
 from mim_jax.methods.rules import map_rules, names
 from tests.conftest import official_optimisers
 
@@ -78,14 +79,16 @@ def test_initialisation() -> None:
 @pytest.mark.parametrize("config", ["mae", "simmim"])
 def test_no_leakage_and_per_image_masks(config: str) -> None:
     method = small_method(config)
-    view = method.corrupt(keys(8), batch(8), {})
+    view = method.corrupt(keys(8), batch(8), Variables())
     hidden = np.sort(np.asarray(view["hidden"]), axis=1)
     assert len({tuple(row) for row in hidden}) >= (6 if config == "mae" else 3)  # SimMIM has 4 units here
     params = jax.tree.map(lambda p: p + 0.05, method.init_params(jax.random.key(0)))
 
     def energy(patches):
         return jnp.sum(
-            jnp.square(method.forward(params, {**view, "patches": patches}, keys(8), False)["pixels"])
+            jnp.square(
+                method.forward(Variables(params), {**view, "patches": patches}, keys(8), False)["pixels"]
+            )
         )
 
     moved = np.abs(np.asarray(jax.jit(jax.grad(energy))(view["patches"]))).max(axis=2)
@@ -98,7 +101,7 @@ def test_no_leakage_and_per_image_masks(config: str) -> None:
 @pytest.mark.parametrize("config", ["mae", "simmim"])
 def test_constant_baseline_is_the_image_mean(config: str) -> None:
     method = small_method(config, {"method.norm_pix": False})
-    view = method.corrupt(keys(4), batch(4), {})
+    view = method.corrupt(keys(4), batch(4), Variables())
     total, number = method.baselines(view, {})["constant"]["loss"]
     patches = np.asarray(view["patches"]).reshape(4, -1, 3)
     error = np.asarray(view["target"]).reshape(4, -1, 3) - patches.mean(axis=1)[:, None]

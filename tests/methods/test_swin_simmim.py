@@ -7,6 +7,7 @@ import pytest
 from small import batch, keys, small_config, small_method
 
 from mim_jax.config.check import ConfigError
+from mim_jax.methods import Variables
 from mim_jax.methods.flops import swin_flops
 from mim_jax.methods.rules import first_match, map_rules, names, ones, zeros
 from mim_jax.methods.swin_rules import swin_layers
@@ -46,7 +47,7 @@ def test_no_leakage(method, params) -> None:
     patch = method.net.patch
 
     def predictions(patches):
-        return method.forward(params, {**view, "patches": patches}, keys(2), False)["pixels"]
+        return method.forward(Variables(params), {**view, "patches": patches}, keys(2), False)["pixels"]
 
     slope = np.abs(jax.jit(jax.grad(lambda p: jnp.sum(predictions(p) ** 2)))(view["patches"])).sum(-1)
     inside = method.side // patch
@@ -59,8 +60,8 @@ def test_no_leakage(method, params) -> None:
 @pytest.mark.slow
 def test_the_picture_and_the_baseline_speak_of_cells(method, params) -> None:
     def run(given):
-        view = method.corrupt(keys(2), given, {})
-        outputs = method.forward(params, view, keys(2), False)
+        view = method.corrupt(keys(2), given, Variables())
+        outputs = method.forward(Variables(params), view, keys(2), False)
         return view, outputs, method.loss(outputs, view), method.baselines(view, {})
 
     view, outputs, terms, baselines = jax.jit(run)(batch(2))
@@ -133,14 +134,14 @@ def test_fine_tuning_and_probing() -> None:
     options = {**SWIN, "method.num_classes": 4, "data.source": "digits", "method.rand_augment": 0}
     tuned = small_method("finetune", options)
     shapes = jax.eval_shape(tuned.init_params, jax.random.key(0))
-    assert tuned.fresh == () and shapes["head"]["kernel"].shape == (32, 4)
+    assert tuned.rules.not_inherited == () and shapes["head"]["kernel"].shape == (32, 4)
     params = tuned.init_params(jax.random.key(0))
     images = batch(3)["image"]
-    scores = jax.jit(lambda p: tuned.class_scores(p, {}, images))(params)
+    scores = jax.jit(lambda p: tuned.class_scores(Variables(p), images))(params)
     features = jax.jit(lambda p: tuned.encode(p, images).pooled())(params)
     np.testing.assert_allclose(scores, features @ params["head"]["kernel"], atol=1e-5)
     probe = small_method("linear_probe", {**options, "method.layer": 1})
-    assert probe.width == 16 and probe.passes[0].shape == (16,)
+    assert probe.width == 16 and probe.refreshes[0].shape == (16,)
 
 
 def test_impossible_settings() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small import batch, drawn, keys, small_method
 
-from mim_jax.methods import Method
+from mim_jax.methods import Method, Variables
 from mim_jax.methods.rules import name_of
 from mim_jax.models.layers import Dense, LayerNorm, LayerScale
 from tests.programs import products, reduced_in, sum_types
@@ -74,27 +74,29 @@ def method_in(name: str, dtype: str, **more: int) -> Method:
     """The method in its last phase, computing in `dtype`."""
     file, overrides = METHODS[name]
     method = small_method(file, {"model.drop_path": 0.0, **overrides, "model.dtype": dtype, **more})
-    return method.in_phase(method.phases[-1])
+    return method.phases[-1].method
 
 
 def rows_of(method: Method, count: int) -> dict[str, np.ndarray]:
     """A batch of the size that the method asks for, with AMT's maps."""
-    size, (rows, columns) = method.input_spec.size[0], method.net.grid
+    size, (rows, columns) = method.view(True).keys["image"].shape[0], method.net.grid
     maps = np.random.default_rng(0).random((count, rows, columns)).astype(np.float32)
     return {**batch(count, size), "attention": maps}
 
 
 def view_of(method: Method, count: int):
     """The corrupted batch, float32."""
-    held = method.prepare(lambda: [rows_of(method, 64)["image"]])
-    return jax.jit(method.corrupt)(keys(count), rows_of(method, count), held)
+    variables = method.prepare(lambda: [rows_of(method, 64)["image"]], 0)
+    return jax.jit(lambda k, b: method.corrupt(k, b, variables))(keys(count), rows_of(method, count))
 
 
 def gradient_of(method: Method):
     """(params, view) -> gradient of the mean loss."""
 
     def value(params, view):
-        terms = method.loss(method.forward(params, view, keys(len(jax.tree.leaves(view)[0])), True), view)
+        terms = method.loss(
+            method.forward(Variables(params), view, keys(len(jax.tree.leaves(view)[0])), True), view
+        )
         return sum(w * jnp.sum(terms[k][0]) / jnp.sum(terms[k][1]) for k, w in method.loss_weights.items())
 
     return jax.grad(value)

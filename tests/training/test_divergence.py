@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from mim_jax import pretrain
 from mim_jax.config.check import ConfigError
+from mim_jax.data.views import ArraySpec
+from mim_jax.tasks import train
 from mim_jax.training.faults import GRADIENTS, VALUES, batch_fault, cause_of, refuse_broken_state
 from mim_jax.training.watching.watch import Diverged
 
@@ -41,7 +42,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The directory of a run that diverged, and what it said."""
     workdir = tmp_path_factory.mktemp("diverged") / "run"
     with pytest.raises(Diverged) as caught:
-        pretrain.run(tiny_config(**RATE), workdir)
+        train.run(tiny_config(**RATE), workdir)
     return workdir, str(caught.value)
 
 
@@ -75,7 +76,7 @@ def test_replay_repeats_that_very_update(
     for path in {"all": [], "the first": saved[1:], "none": saved}[kept]:
         shutil.rmtree(path)
     before = sorted((str(path), path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    assert pretrain.replay(tiny_config(**RATE), workdir, str(file)) == 0
+    assert train.replay(tiny_config(**RATE), workdir, str(file)) == 0
     said = capsys.readouterr().out
     start = {"all": told["step"], "the first": 1, "none": 0}[kept]
     assert f"update {told['step'] + 1}, from the state after {start}" in said
@@ -107,7 +108,10 @@ def test_a_file_that_is_of_something_else(
     change(told)
     (tmp_path / "told.json").write_text(json.dumps(told))
     with pytest.raises(ConfigError, match=re.escape(says)):
-        pretrain.replay(tiny_config(**RATE), diverged[0], str(tmp_path / "told.json"))
+        train.replay(tiny_config(**RATE), diverged[0], str(tmp_path / "told.json"))
+
+
+KEYS = {"tokens": ArraySpec((3,), "int32", below=16)}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_a_file_that_is_of_something_else(
         ),
         (
             {"tokens": np.array([[0, 1, 2], [0, 16, 2], [0, 0, 0], [0, 0, 0]])}, {}, {},
-            "the token id 16 of example 8, outside the vocabulary of 16", "data",
+            "the value 16 of tokens of example 8, which is not in 0..15", "data",
         ),
         ({}, {}, {"centroids": jnp.array([1.0, jnp.inf])}, "the artefacts centroids are not finite", "start anew"),
         (
@@ -131,14 +135,14 @@ def test_a_file_that_is_of_something_else(
     ],
 )  # fmt: skip
 def test_what_came_first(batch: dict, flags: dict, artefacts: dict, says: str, remedy: str) -> None:
-    found = cause_of(NAMES, GOOD | flags, BATCH | batch, artefacts, 16)
+    found = cause_of(NAMES, GOOD | flags, BATCH | batch, artefacts, KEYS if "tokens" in batch else {})
     assert says in found.said and remedy in found.remedy
 
 
 def test_a_good_batch_has_no_fault() -> None:
     assert (
-        batch_fault(BATCH, 16) == ""
-        and batch_fault({"index": BATCH["index"], "box": np.ones((4, 4), np.float32)}, None) == ""
+        batch_fault(BATCH | {"tokens": np.array([[0, 15]] * 4)}, KEYS) == ""
+        and batch_fault({"index": BATCH["index"], "box": np.ones((4, 4), np.float32)}, {}) == ""
     )
 
 

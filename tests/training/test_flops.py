@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small import small_config
 
-from mim_jax.methods import build_method
+from mim_jax.methods import Variables, build_method
 
 
 @pytest.mark.slow
@@ -32,12 +32,12 @@ def test_formula_is_within_two_percent_of_xla(objective: str) -> None:
     length = method.vit.num_patches
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     data = {"image": jax.ShapeDtypeStruct((count, 224, 224, 3), jnp.uint8)}
-    held = {"centroids": jax.ShapeDtypeStruct((8192, 768), jnp.float32)}
+    held = Variables(artefacts={"centroids": jax.ShapeDtypeStruct((8192, 768), jnp.float32)})
     view = jax.eval_shape(method.corrupt, keys, data, held)
     assert view["patches"].shape == (count, length, 768)
 
     def loss(params, view, keys):
-        total, _ = method.loss(method.forward(params, view, keys, True), view)["loss"]
+        total, _ = method.loss(method.forward(Variables(params), view, keys, True), view)["loss"]
         return jnp.sum(total)
 
     counted = jax.jit(jax.grad(loss)).lower(params, view, keys).cost_analysis()["flops"] / count
@@ -59,7 +59,7 @@ def test_masking_and_throwing_are_counted_as_xla_counts_them(base: str) -> None:
     )  # fmt: skip
     random = build_method(config)
     counts = []
-    for method in (random, random.in_phase(random.phases[-1])):
+    for method in (random, random.phases[-1].method):
         params = jax.eval_shape(method.init_params, jax.random.key(0))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
         data = {
@@ -67,10 +67,10 @@ def test_masking_and_throwing_are_counted_as_xla_counts_them(base: str) -> None:
             "attention": jax.ShapeDtypeStruct((4, 14, 14), jnp.float32),
             "box": jax.ShapeDtypeStruct((4, 4), jnp.float32),
         }
-        view = jax.eval_shape(lambda k, d, m=method: m.corrupt(k, d, {}), keys, data)
+        view = jax.eval_shape(lambda k, d, m=method: m.corrupt(k, d, Variables()), keys, data)
 
         def loss(params, view, keys, method=method):
-            total, _ = method.loss(method.forward(params, view, keys, True), view)["loss"]
+            total, _ = method.loss(method.forward(Variables(params), view, keys, True), view)["loss"]
             return jnp.sum(total)
 
         counted = jax.jit(jax.grad(loss)).lower(params, view, keys).cost_analysis()["flops"] / 4

@@ -70,18 +70,19 @@ def started_from(weights: str, file: str, **more):
     """A method and its parameters as a run begins that starts from the weights."""
     config = inherited(file, **{"init": weights, "data.source": "digits", "method.num_classes": 4, **more})
     resolved = resolve(config, num_examples=800, num_devices=1, platform="cpu")
-    method = build_method(complete_options(resolved))
-    return method, load_encoder(weights, method, method.init_params(jax.random.key(0)))
+    completed = complete_options(resolved)
+    method = build_method(completed)
+    return method, load_encoder(completed, method, method.init_params(jax.random.key(0)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["finetune", "linear_probe"])
 def test_the_encoder_is_theirs(weights, file) -> None:
     method, params = started_from(weights, file)
-    vit = method.vit
+    vit = method.net
     assert (vit.width, vit.depth, vit.heads, vit.patch, vit.image_size) == (WIDTH, 2, 1, PATCH, (16, 16))
     images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    patches = method.clean_patches(images)
+    patches = method.patches(images)
     tree, seen = encoder_from(state())
     run = jax.jit(lambda tree: ViT(seen.config()).apply({"params": tree}, patches, method="layers")[0][-1])
     expected = run(split_heads(tree, head_dim=WIDTH))
@@ -93,9 +94,9 @@ def test_the_encoder_is_theirs(weights, file) -> None:
 
 def test_heads_and_what_is_read_for_analyses(weights) -> None:
     method, _ = started_from(weights, "finetune", **{"model.heads": 4})
-    assert method.vit.heads == 4
+    assert method.net.heads == 4
     config, method, params = read_weights_file(weights)
-    assert config.model.image_size == (16, 16) and method.vit.width == WIDTH
+    assert config.model.image_size == (16, 16) and method.net.width == WIDTH
     np.testing.assert_array_equal(params["encoder"]["cls_token"], state()["cls_token"])
 
 
@@ -126,7 +127,7 @@ def test_surgery_before_the_start(weights) -> None:
     assert theirs(params, 0, 0) and not theirs(params, 1, 1)
     np.testing.assert_array_equal(params["encoder"]["norm"]["scale"], np.ones(WIDTH))
     method, params = started_from(weights, "finetune", **{"surgery.mode": "truncate", "surgery.blocks": 1})
-    assert method.vit.depth == 1 and theirs(params, 0, 0) and "block_01" not in params["encoder"]
+    assert method.net.depth == 1 and theirs(params, 0, 0) and "block_01" not in params["encoder"]
     assert method.rules.last_layer == 2
     swapped = next(seed for seed in range(9) if shuffled_order(2, seed) == [1, 0])
     _, params = started_from(weights, "finetune", **{"surgery.mode": "shuffle", "surgery.seed": swapped})
@@ -145,12 +146,12 @@ def test_surgery_before_the_start(weights) -> None:
 def test_another_image_size_resizes_the_positions(weights) -> None:
     """config.model.image_size with config.init: a bigger grid, whose table is the old one, interpolated; CLS keeps its row."""
     method, params = started_from(weights, "finetune", **{"model.image_size": 32})
-    assert method.vit.image_size == (32, 32) and method.vit.grid == (32 // PATCH, 32 // PATCH)
+    assert method.net.image_size == (32, 32) and method.net.grid == (32 // PATCH, 32 // PATCH)
     given, made = np.asarray(state()["pos_embed"]), np.asarray(params["encoder"]["pos_embed"])
-    assert made.shape == (1, 1 + method.vit.num_patches, WIDTH)
+    assert made.shape == (1, 1 + method.net.num_patches, WIDTH)
     np.testing.assert_allclose(made[:, 0], given[:, 0], atol=1e-6)
     old = (16 // PATCH, 16 // PATCH)
-    expected = resize_positions(jax.numpy.asarray(given), old, method.vit.grid)
+    expected = resize_positions(jax.numpy.asarray(given), old, method.net.grid)
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
 

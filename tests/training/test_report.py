@@ -9,7 +9,7 @@ import pytest
 
 from mim_jax.data import open_dataset, over_classes
 from mim_jax.data.datasets.base import ArrayDataset
-from mim_jax.methods.protocol import Picture
+from mim_jax.methods import ImageGrid
 from mim_jax.training.watching.curves import FREE, PART, SHARE, SIZE, draw, limits, panels
 from mim_jax.training.watching.report import write_report
 from mim_jax.training.watching.table import as_text, in_a_line, result_rows
@@ -160,7 +160,7 @@ def test_a_methods_own_metrics_get_a_curve() -> None:
 
 def test_examples_have_columns_and_class_names(tmp_path: Path) -> None:
     image = np.zeros((3, 8, 8, 3), np.uint8)
-    picture = Picture({"masked input": image, "prediction": image + 1}, "Held-out images.")
+    picture = ImageGrid({"masked input": image, "prediction": image + 1}, "Held-out images.")
     page = page_of(tmp_path, [], picture=picture, names=["cat", "price_$5_to_$10", "<b>"])
     assert re.findall(r"<th>([^<]*)</th>", page) == ["masked input", "prediction"]
     assert re.findall(r'class="name">([^<]*)<', page.replace("<wbr>", "")) == [
@@ -174,17 +174,17 @@ def test_examples_have_columns_and_class_names(tmp_path: Path) -> None:
 
 
 def test_examples_are_of_many_classes() -> None:
-    """Of a source in class order the first eight are of one class."""
+    """Of a dataset in class order the first eight are of one class."""
     digits = open_dataset("digits", "test")
     order = np.argsort(digits.labels, kind="stable")  # type: ignore[attr-defined]
     ordered = ArrayDataset("x", digits.images[order], digits.labels[order], digits.class_names, "ordered")  # type: ignore[attr-defined]
     few = over_classes(ordered, 8)
-    labels = [few[n].label for n in range(8)]
+    labels = [few[n].annotation.index for n in range(8)]
     assert len(set(labels)) == 8 and len(set(ordered.labels[:8])) == 1
     two = ArrayDataset("x", ordered.images[:50], ordered.labels[:50], digits.class_names, "two classes")
     chosen = over_classes(two, 8)
     assert len(chosen) == 8 and len(set(chosen.numbers(range(8)).tolist())) == 8
-    assert {chosen[n].label for n in range(8)} == set(two.labels.tolist())
+    assert {chosen[n].annotation.index for n in range(8)} == set(two.labels.tolist())
     cyclic = ArrayDataset(
         "x",
         np.tile(digits.images[:10], (20, 1, 1, 1)),
@@ -192,5 +192,5 @@ def test_examples_are_of_many_classes() -> None:
         digits.class_names,
         "c",
     )  # type: ignore[attr-defined]
-    assert len({over_classes(cyclic, 10)[n].label for n in range(10)}) == 10
+    assert len({over_classes(cyclic, 10)[n].annotation.index for n in range(10)}) == 10
     assert len(over_classes(two, 99)) == 50

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import artefacts, batch, small_method
+from small import batch, prepared, small_config
 
 from mim_jax.config.schema import Mesh
 from mim_jax.data import place
-from mim_jax.methods.protocol import Method
+from mim_jax.methods import Variables, build_method
+from mim_jax.methods.method import Method
 from mim_jax.training.optimiser import learning_rate, make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
@@ -21,16 +22,17 @@ STEPS = 20
 
 
 def train(mesh: jax.sharding.Mesh, steps: int = STEPS, overrides: dict | None = None):
-    method = small_method("mapet", {"model.drop_path": 0.2, "optim.lr": 3e-3, **(overrides or {})})
+    config = small_config("mapet", {"model.drop_path": 0.2, "optim.lr": 3e-3, **(overrides or {})})
+    method = build_method(config)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    optimiser = make_optimiser(method.config, method.rules, shapes, 6.0)
-    ema = bool(method.config.optim.ema)
-    state = create_state(method, optimiser, artefacts(method), ema=ema, mesh=mesh)
-    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, 6.0)
+    optimiser = make_optimiser(config, method.rules, shapes, 6.0)
+    ema = bool(config.optim.ema)
+    state = create_state(method, optimiser, prepared(method), ema=ema, mesh=mesh, seed=config.seed)
+    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, config, 6.0)
     losses = []
     for number in range(steps):
         data = batch(16, first=16 * (number % 4))
-        data["draw"] += number // 4
+        data["epoch"] += number // 4
         state, metrics = step(state, place(data, batch_sharding(mesh)))
         losses.append(float(metrics["loss"]))
     return np.array(losses), state
@@ -76,15 +78,14 @@ class Uneven(Method):
     def __init__(self) -> None:
         pass
 
-    config = type("C", (), {"seed": 0})()
     loss_weights = {"loss": 0.7, "other": 0.3}  # noqa: RUF012
     module = rules = flops = None
 
-    def corrupt(self, keys, batch, artefacts):
+    def corrupt(self, keys, batch, variables, train=True):
         return {"x": batch["image"].astype(jnp.float32).mean((1, 2)) / 255, "n": batch["label"]}
 
-    def forward(self, params, view, keys, train):
-        return {"y": view["x"] @ params["w"]}
+    def forward(self, variables, view, keys, train):
+        return {"y": view["x"] @ variables.params["w"]}
 
     def loss(self, outputs, view):
         error = jnp.square(outputs["y"] - 1.0)
@@ -105,13 +106,13 @@ def test_accumulation_is_exact_for_uneven_counts(parts: int) -> None:
     method, params = Uneven(), {"w": jax.random.normal(jax.random.key(0), (3, 5))}
     data = batch(16)
     data["valid"][13:] = False
-    whole, metrics, _ = gradients(method, params, data, {}, 1)
-    divided, same, _ = gradients(method, params, data, {}, parts)
+    whole, metrics, _ = gradients(method, Variables(params), data, parts=1, seed=0)
+    divided, same, _ = gradients(method, Variables(params), data, parts=parts, seed=0)
     np.testing.assert_allclose(divided["w"], whole["w"], rtol=1e-6)
     for name, value in metrics.items():
         np.testing.assert_allclose(same[name], value, rtol=1e-6)
-    view = method.corrupt(None, data, {})
-    total, count = method.loss(method.forward(params, view, None, True), view)["loss"]
+    view = method.corrupt(None, data, Variables())
+    total, count = method.loss(method.forward(Variables(params), view, None, True), view)["loss"]
     assert float(metrics["metric"]) == 0.5
     naive = np.mean([float(total[i : i + 2].sum() / max(1, count[i : i + 2].sum())) for i in range(0, 12, 2)])
     assert abs(naive - float(total[:13].sum() / count[:13].sum())) > 1e-3  # dividing per part would be wrong
@@ -132,20 +133,19 @@ def test_all_devices_make_a_mesh() -> None:
 
 def test_the_count_the_rate_and_the_average_of_one_update() -> None:
     """Update 0 has the rate of step 0; the average keeps 0.9 of itself and takes a tenth of the new parameters."""
-    method = small_method("mae", {"optim.ema": 0.9, "optim.lr": 1e-2, "schedule.warmup_steps": 0})
+    config = small_config("mae", {"optim.ema": 0.9, "optim.lr": 1e-2, "schedule.warmup_steps": 0})
+    method = build_method(config)
     mesh = mesh_of(1)
     optimiser = make_optimiser(
-        method.config, method.rules, jax.eval_shape(method.init_params, jax.random.key(0)), 6.0
+        config, method.rules, jax.eval_shape(method.init_params, jax.random.key(0)), 6.0
     )
-    state = create_state(method, optimiser, {}, ema=True, mesh=mesh)
+    state = create_state(method, optimiser, Variables(), ema=True, mesh=mesh, seed=config.seed)
     before = jax.tree.map(np.asarray, state.params)
-    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, 6.0)
+    step = make_train_step(method, optimiser, jax.eval_shape(lambda: state), mesh, config, 6.0)
     state, metrics = step(state, place(batch(16), batch_sharding(mesh)))
     assert int(state.step) == 1
-    assert (
-        float(metrics["lr"]) == pytest.approx(1e-2, rel=1e-6) == float(learning_rate(0, method.config, 6.0))
-    )
-    assert float(learning_rate(1, method.config, 6.0)) < 0.9999e-2
+    assert float(metrics["lr"]) == pytest.approx(1e-2, rel=1e-6) == float(learning_rate(0, config, 6.0))
+    assert float(learning_rate(1, config, 6.0)) < 0.9999e-2
     for old, new, average in zip(
         jax.tree.leaves(before), jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True
     ):

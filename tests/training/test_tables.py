@@ -10,22 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import images, small_method
+from small import images, small_config
 from test_resume import environment, history
 
-from mim_jax import pretrain
 from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.data import open_dataset
+from mim_jax.data.views import ExampleNumbers
+from mim_jax.methods import Variables, build_method
 from mim_jax.methods.attention_bank import attention_maps
-from mim_jax.training import loop
+from mim_jax.tasks import train
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.epochs import first_step_of
+from mim_jax.training.feature_bank import FeatureBank, Interrupted
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import make_mesh
 from mim_jax.training.state import create_state
-from mim_jax.training.tables import Interrupted, Tables, everywhere, own_rows
 from mim_jax.training.watching.log import read_metrics
+from mim_jax.transfer.gathering import gather_hosts, local_rows
 
 PHASES = {"method.start": 1, "method.interval": 1, "model.image_size": 32}
 
@@ -38,11 +40,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
 
 
 def made(dataset, overrides=None, devices: int = 1):
-    method = small_method(
+    config = small_config(
         "amt", {**PHASES, "eval.batch_size": 8, "data.batch_size": 8, **(overrides or {})}, devices
     )
+    method = build_method(config)
     mesh = (
-        make_mesh(method.config.mesh)
+        make_mesh(config.mesh)
         if devices == 8
         else jax.make_mesh(
             (1, 1, 1),
@@ -51,10 +54,12 @@ def made(dataset, overrides=None, devices: int = 1):
             devices=jax.devices()[:1],
         )
     )
-    tables = Tables(method, dataset, mesh)
+    features = FeatureBank(method, dataset, mesh, config)
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
-    optimiser = make_optimiser(method.config, method.rules, shapes, 4.0)
-    return method, tables, create_state(method, optimiser, tables.initial(), ema=False, mesh=mesh)
+    optimiser = make_optimiser(config, method.rules, shapes, 4.0)
+    prepared = Variables(artefacts=features.initial())
+    state = create_state(method, optimiser, prepared, ema=False, mesh=mesh, seed=config.seed)
+    return method, features, state
 
 
 @pytest.mark.slow
@@ -62,55 +67,58 @@ def made(dataset, overrides=None, devices: int = 1):
 @pytest.mark.parametrize("bank", ["host", "device"])
 def test_a_refresh_has_a_row_for_every_image(dataset, bank: str, devices: int) -> None:
     """T14: 27 images in batches of 8, the last padded; every row is that image's, whatever holds the table."""
-    method, tables, state = made(dataset, {"method.bank": bank}, devices)
-    state = tables.adopt(state)
+    method, features, state = made(dataset, {"method.bank": bank}, devices)
+    state = features.adopt(state)
     assert ("attention" in state.artefacts) == (bank == "device")
-    before = tables.complete(state).artefacts["attention"]
+    before = features.complete(state).artefacts["attention"]
     assert before.shape == (27, 8, 8) and (np.asarray(before) == 1.0).all()
-    state, metrics = tables.refresh(method.passes, state, lambda: False)
-    table = np.asarray(tables.complete(state).artefacts["attention"])
+    state, metrics = features.refresh(method.refreshes, state, lambda: False)
+    table = np.asarray(features.complete(state).artefacts["attention"])
     expected = attention_maps(method, state.params, jnp.asarray(dataset.images))
     np.testing.assert_allclose(table, expected, atol=1e-5)
     assert metrics["pass/attention_mean"] == pytest.approx(float(expected.mean()), abs=1e-5)
     if bank == "host":
-        np.testing.assert_array_equal(tables.extras()["attention"](np.array([26, 0, 26])), table[[26, 0, 26]])
-    assert "MiB" in tables.describe()[0]
+        np.testing.assert_array_equal(
+            features.join(ExampleNumbers()).columns["attention"].__getitem__(np.array([26, 0, 26])),
+            table[[26, 0, 26]],
+        )
+    assert "MiB" in features.describe()[0]
 
 
 @pytest.mark.slow
 def test_shuffled_bank_moves_rows(dataset) -> None:
-    method, tables, state = made(dataset, {"method.control": "shuffled_bank"})
-    state, _ = tables.refresh(method.passes, tables.adopt(state), lambda: False)
+    method, features, state = made(dataset, {"method.control": "shuffled_bank"})
+    state, _ = features.refresh(method.refreshes, features.adopt(state), lambda: False)
     own = np.asarray(attention_maps(method, state.params, jnp.asarray(dataset.images)))
-    rows = method.passes[0].row_of(np.arange(27, dtype=np.int32), 27)
-    np.testing.assert_allclose(tables.extras()["attention"](rows), own, atol=1e-5)
+    rows = method.refreshes[0].row_of(np.arange(27, dtype=np.int32), 27, 0)
+    np.testing.assert_allclose(
+        features.join(ExampleNumbers()).columns["attention"].__getitem__(rows), own, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_an_interrupted_pass_changes_nothing(dataset) -> None:
-    method, tables, state = made(dataset)
-    state, asked = tables.adopt(state), iter([False, False, True])
+    method, features, state = made(dataset)
+    state, asked = features.adopt(state), iter([False, False, True])
     with pytest.raises(Interrupted):
-        tables.refresh(method.passes, state, lambda: next(asked))
-    assert (tables.extras()["attention"](np.arange(27)) == 1.0).all()
+        features.refresh(method.refreshes, state, lambda: next(asked))
+    assert (features.join(ExampleNumbers()).columns["attention"].__getitem__(np.arange(27)) == 1.0).all()
 
 
 def test_due_steps(dataset) -> None:
     """27 images in batches of 8: epoch e ends with update ceil(27 (e + 1) / 8)."""
-    _, tables, _ = made(dataset)
-    due = [step for step in range(50) if tables.due(step)]
+    _, features, _ = made(dataset)
+    due = [step for step in range(50) if features.due(step)]
     assert due == [first_step_of(e, 27, 8) for e in range(2, 15)] == [-(-27 * e // 8) for e in range(2, 15)]
 
 
-def test_rows_of_other_hosts_and_padding() -> None:
+def test_rows_of_other_hosts() -> None:
     mesh = jax.make_mesh((4, 2), ("data", "tensor"))
     x = jax.device_put(
         jnp.arange(24).reshape(8, 3), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     )
-    np.testing.assert_array_equal(own_rows(x), np.arange(24).reshape(8, 3))
-    index, rows = everywhere([np.array([0, 1]), np.array([2, -1])], [np.eye(2), 2 * np.eye(2)])
-    np.testing.assert_array_equal(index, [0, 1, 2])
-    np.testing.assert_array_equal(rows, [[1, 0], [0, 1], [2, 0]])
+    np.testing.assert_array_equal(local_rows(x), np.arange(24).reshape(8, 3))
+    np.testing.assert_array_equal(gather_hosts(np.arange(3)), np.arange(3))
 
 
 OPTIONS = {
@@ -174,16 +182,16 @@ def test_killed_before_and_after_a_refresh_is_the_uninterrupted_run(tmp_path: Pa
 @pytest.mark.parametrize("bank", ["host", "device"])
 def test_one_program_a_phase(bank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T13: no recompilation inside a phase, refreshes included; and a refresh does reach the batches after it."""
-    made, make = [], loop.make_train_step
+    made, make = [], train.make_train_step
 
     def remember(*arguments: Any) -> Any:
         made.append(make(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(loop, "make_train_step", remember)
+    monkeypatch.setattr(train, "make_train_step", remember)
     options = {**OPTIONS, "method.bank": bank, "schedule.steps": 24, "checkpoint.every_steps": 100}
     config = check(override(load("configs/amt.py"), options))
-    assert pretrain.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert [step._cache_size() for step in made] == [1, 1]
     passes = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "pass/attention_mean" in line]
     assert [line["step"] for line in passes] == [10, 20]

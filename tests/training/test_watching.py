@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tiny import STEPS, tiny_config, tiny_run
 
-from mim_jax import pretrain
 from mim_jax.config.check import ConfigError
+from mim_jax.tasks import train
 from mim_jax.training.watching import bad_images, sessions, watch
-from mim_jax.training.watching.first_batch import FirstBatch, draw
+from mim_jax.training.watching.first_batch import draw
 from mim_jax.training.watching.log import UNIX_TIME, read_metrics, say
 from mim_jax.training.watching.peak import peak_flops
 from mim_jax.training.watching.progress import Bar
@@ -141,7 +141,7 @@ def test_wandb_missing_is_said_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails, as where it is not installed
     with pytest.raises(ConfigError, match=r"config.log.wandb=masks needs .* pip install wandb") as caught:
-        pretrain.run(tiny_config(log__wandb="masks"), tmp_path / "run")
+        train.run(tiny_config(log__wandb="masks"), tmp_path / "run")
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
@@ -226,11 +226,7 @@ def test_first_batch_is_drawn_as_the_network_gets_it(tmp_path: Path) -> None:
     image = np.zeros((2, 16, 16, 3), np.uint8)
     image[:, :, :8, 0] = 255  # red on the left
     batch = {"image": image, "flip": np.array([False, True]), "label": np.array([0, -1], np.int32)}
-    first = FirstBatch(lambda batch: "placed")
-    assert first(batch) == "placed"
-    first({key: value[::-1] for key, value in batch.items()})  # a later batch is not what is drawn
-    image[:] = 7  # nor is what becomes of the loader's buffers
-    first.save(tmp_path / "first.png", ["cat"])
+    draw(tmp_path / "first.png", batch, ["cat"])
     drawn = np.asarray(Image.open(tmp_path / "first.png").convert("RGB")).astype(int)
     row = drawn[drawn.shape[0] // 3]
     red = np.flatnonzero((row[:, 0] > 200) & (row[:, 1] < 50)) / len(row)

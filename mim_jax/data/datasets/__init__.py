@@ -1,6 +1,6 @@
-"""Sources of pictures, one file a kind."""
+"""Datasets, one file per kind."""
 
-from mim_jax.data.datasets.base import Dataset, Picture
-from mim_jax.data.datasets.opening import KINDS, open_dataset
+from mim_jax.data.datasets.base import Dataset
+from mim_jax.data.datasets.opening import FORMS, OpenArguments, open_dataset, register_dataset
 
-__all__ = ["KINDS", "Dataset", "Picture", "open_dataset"]
+__all__ = ["FORMS", "Dataset", "OpenArguments", "open_dataset", "register_dataset"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mim_jax.data import keys
-from mim_jax.data.datasets.base import NO_LABEL, ArrayDataset, check_split
+from mim_jax.data.datasets.base import ArrayDataset, check_split
 from mim_jax.data.errors import DataError
+from mim_jax.data.examples import NO_LABEL
 from mim_jax.data.npy import Archive
 from mim_jax.reading import Unreadable, check_file
 from mim_jax.storage import StorageError, local_copy, parse_path

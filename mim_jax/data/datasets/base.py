@@ -1,4 +1,4 @@
-"""What a source is: examples by number, each with a size known before it is decoded."""
+"""What a dataset is: examples by number, each with a size known before it is decoded."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,44 +7,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mim_jax.data.decode import Header, decode, read_header
 from mim_jax.data.errors import DataError
-from mim_jax.data.spec import Pixels
+from mim_jax.data.examples import ArrayImage, ClassLabel, Example, Pixels
 
-Labels = npt.NDArray[np.int8]
 SPLITS = ("train", "test")
-NO_LABEL = -1
-
-
-class Picture(Protocol):
-    """One example: height and width in pixels, upright, known from the header; label, -1 where there is none.
-
-    labels: of a multi-label source int8 [classes]: 1 = shown, 0 = not, -1 = not to be counted (VOC: only difficult ones).
-    """
-
-    @property
-    def height(self) -> int: ...
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def label(self) -> int: ...
-
-    @property
-    def labels(self) -> Labels | None: ...
-
-    def pixels(self) -> Pixels:
-        """uint8 [height, width, 3], RGB; not to be written to. Raises BadImageError."""
-        ...
 
 
 class Dataset(Protocol):
-    """A finite, numbered set of pictures; safe to read from several threads.
+    """A finite, numbered set of examples; safe to read from several threads.
 
-    name: as a user would give it to `open_dataset`. num_classes: 0 if unlabelled. multi_label: an example may be of several
-    classes, or of none. fingerprint: 16 hexadecimal digits that change with the content or the order and not with where the
-    data lie.
+    name: as a user would give it to `open_dataset`. num_classes: 0 if unlabelled. annotation: the type of its examples'
+    annotations (`mim_jax.data.examples`), None without. fingerprint: 16 hexadecimal digits that change with the content or the
+    order and not with where the data lie.
     """
 
     @property
@@ -57,66 +31,23 @@ class Dataset(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
-    def multi_label(self) -> bool: ...
+    def annotation(self) -> type | None: ...
 
     @property
     def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> Example: ...
 
     def describe(self) -> str:
         """One line for the console."""
         ...
 
 
-class ArrayPicture:
-    """A picture already in memory."""
-
-    def __init__(self, array: Pixels, label: int, labels: Labels | None = None) -> None:
-        self._array = array
-        self.label, self.labels = label, labels
-
-    @property
-    def height(self) -> int:
-        return int(self._array.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self._array.shape[1])
-
-    def pixels(self) -> Pixels:
-        return self._array
-
-
-class EncodedPicture:
-    """A picture as a file's bytes: the header is read on creation, the pixels on demand. `where` names it in
-    errors."""
-
-    def __init__(self, data: bytes, where: str, label: int, labels: Labels | None = None) -> None:
-        self._data = data
-        self._where = where
-        self._header: Header = read_header(data, where)
-        self.label, self.labels = label, labels
-
-    @property
-    def height(self) -> int:
-        return self._header.height
-
-    @property
-    def width(self) -> int:
-        return self._header.width
-
-    def pixels(self) -> Pixels:
-        return decode(self._data, self._where, self._header)
-
-
 class ArrayDataset:
-    """All pictures of one size, in memory: images uint8 [n, H, W, 3], labels int32 [n]. The loader gathers
-    from `images` directly."""
-
-    multi_label = False
+    """All images of one size, in memory: images uint8 [n, H, W, 3], labels int32 [n], -1 where there is none. Views index
+    `images` directly."""
 
     def __init__(
         self, name: str, images: Pixels, labels: npt.NDArray[np.int32], class_names: Sequence[str], note: str
@@ -126,14 +57,16 @@ class ArrayDataset:
         self.labels = labels
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
+        self.annotation = ClassLabel if self.num_classes else None
         self.fingerprint = fingerprint([str(images.shape), *self.class_names], [images, labels])
         self._note = note
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> ArrayPicture:
-        return ArrayPicture(self.images[index], int(self.labels[index]))
+    def __getitem__(self, index: int) -> Example:
+        annotation = ClassLabel(int(self.labels[index])) if self.num_classes else None
+        return Example(ArrayImage(self.images[index]), annotation)
 
     def describe(self) -> str:
         height, width = self.images.shape[1:3]

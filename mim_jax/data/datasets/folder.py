@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from etils import epath
 
-from mim_jax.data.datasets.base import NO_LABEL, EncodedPicture, check_split, class_count, fingerprint
+from mim_jax.data.datasets.base import check_split, class_count, fingerprint
 from mim_jax.data.datasets.listing import Listing, is_directory, list_images
 from mim_jax.data.errors import BadImageError, DataError
+from mim_jax.data.examples import NO_LABEL, ClassLabel, EncodedImage, Example
 from mim_jax.storage import StorageError, is_bucket, parse_path
 
 SPLIT_FOLDERS = {
@@ -38,8 +39,6 @@ MACHINE_ERRORS = frozenset(
 class Folder:
     """Image files below a directory, as listed when opened."""
 
-    multi_label = False
-
     def __init__(
         self,
         name: str,
@@ -53,6 +52,7 @@ class Folder:
         self.name = name
         self.class_names = tuple(readable(folder) for folder in classes)
         self.num_classes = len(classes)
+        self.annotation = ClassLabel if classes else None
         if listing.skipped:
             links = (
                 "1 link to a folder was"
@@ -81,9 +81,10 @@ class Folder:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: int) -> EncodedPicture:
+    def __getitem__(self, index: int) -> Example:
         path = os.path.join(self._root, self._files[int(self._chosen[index])])
-        return EncodedPicture(read_bytes(path), path, int(self._labels[index]))
+        annotation = ClassLabel(int(self._labels[index])) if self.num_classes else None
+        return Example(EncodedImage(read_bytes(path), path), annotation)
 
     def describe(self) -> str:
         return f"{self.name}: {len(self)} images, {class_count(self.num_classes)} ({self._note})"

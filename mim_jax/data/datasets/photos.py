@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mim_jax.data.datasets.base import ArrayPicture, check_split, fingerprint
+from mim_jax.data.datasets.base import check_split, fingerprint
 from mim_jax.data.decode import decode
 from mim_jax.data.errors import DataError
+from mim_jax.data.examples import ArrayImage, ClassLabel, Example
 
 # All colour photographs on disk in the wheels of scikit-image 0.26 and scikit-learn 1.9 (most of skimage.data
 # is downloaded on use, these are not). Not here: drawings, grey scans, and motorcycle_right, the other eye of
@@ -38,7 +39,7 @@ class Photos:
 
     name = "photos"
 
-    multi_label = False
+    annotation = ClassLabel
 
     def __init__(self, split: str, crops_per_picture: int) -> None:
         check_split(split)
@@ -57,9 +58,9 @@ class Photos:
     def __len__(self) -> int:
         return len(self._regions) * self._crops
 
-    def __getitem__(self, index: int) -> ArrayPicture:
-        picture = index // self._crops
-        return ArrayPicture(self._regions[picture], picture)
+    def __getitem__(self, index: int) -> Example:
+        photograph = index // self._crops
+        return Example(ArrayImage(self._regions[photograph]), ClassLabel(photograph))
 
     def describe(self) -> str:
         side = "left 75 %" if self._split == "train" else "right 25 %"

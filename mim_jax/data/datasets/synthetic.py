@@ -10,9 +10,10 @@ import math
 import numpy as np
 
 from mim_jax.data import keys
-from mim_jax.data.datasets.base import ArrayPicture, check_split, fingerprint
+from mim_jax.data.datasets.base import check_split, fingerprint
+from mim_jax.data.decode import Pixels
 from mim_jax.data.errors import DataError
-from mim_jax.data.spec import Pixels
+from mim_jax.data.examples import ArrayImage, ClassLabel, Example
 
 CLASSES = 10
 COUNT, SIZE = 1024, 64
@@ -22,7 +23,7 @@ VERSION = "1"  # Raise it when a pixel changes.
 class Synthetic:
     """`count` pictures of size x size pixels; label = index % 10."""
 
-    multi_label = False
+    annotation = ClassLabel
 
     def __init__(self, split: str, count: int, size: int, seed: int) -> None:
         check_split(split)
@@ -35,12 +36,12 @@ class Synthetic:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> ArrayPicture:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self._count:
             raise IndexError(index)
         label = index % CLASSES
         draws = keys.uniforms(19, self._seed, f"synthetic {self._split}", index)
-        return ArrayPicture(_paint(self._size, label, draws), label)
+        return Example(ArrayImage(_paint(self._size, label, draws)), ClassLabel(label))
 
     def describe(self) -> str:
         size = f"{self._size} x {self._size} pixels"

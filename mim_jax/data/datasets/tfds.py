@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mim_jax.data.datasets.base import NO_LABEL, SPLITS, EncodedPicture, Labels, class_count, fingerprint
+from mim_jax.data.datasets.base import SPLITS, class_count, fingerprint
 from mim_jax.data.errors import BadImageError, DataError
+from mim_jax.data.examples import ClassLabel, ClassLabels, EncodedImage, Example
 
 INFO = "dataset_info.json"
 
@@ -32,7 +33,8 @@ class Tfds:
         )
         self.class_names: tuple[str, ...] = tuple(getattr(one or many, "names", None) or ())
         self.num_classes = len(self.class_names)
-        self.multi_label = many is not None and self.num_classes > 0
+        kind = ClassLabel if many is None else ClassLabels
+        self.annotation: type | None = kind if self.num_classes else None
         shards = info.splits[split]
         self.fingerprint = fingerprint(
             [info.full_name, split, str(list(shards.shard_lengths)), str(shards.num_bytes), *self.class_names]
@@ -41,7 +43,7 @@ class Tfds:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> EncodedPicture:
+    def __getitem__(self, index: int) -> Example:
         where = f"{self.name}, split {self._split}, number {index}"
         try:
             record = self._records[index]
@@ -57,18 +59,21 @@ class Tfds:
             raise BadImageError(
                 where, f"its record holds {type(record['image']).__name__} and not encoded bytes"
             )
-        if self.multi_label:
-            return EncodedPicture(record["image"], where, NO_LABEL, self._labels(record))
-        return EncodedPicture(record["image"], where, int(record["label"]) if self.num_classes else NO_LABEL)
+        return Example(EncodedImage(record["image"], where), self._annotation(record))
 
-    def _labels(self, record: Any) -> Labels:
+    def _annotation(self, record: Any) -> ClassLabel | ClassLabels | None:
+        if self.annotation is ClassLabels:
+            return self._labels(record)
+        return ClassLabel(int(record["label"])) if self.num_classes else None
+
+    def _labels(self, record: Any) -> ClassLabels:
         """Classes that are shown; those of which only difficult objects are shown do not count (VOC's rule)."""
         labels = np.zeros(self.num_classes, np.int8)
         labels[np.asarray(record["labels"], np.int64)] = 1
         if "labels_no_difficult" in record:
             easy = np.asarray(record["labels_no_difficult"], np.int64)
             labels[np.setdiff1d(record["labels"], easy).astype(np.int64)] = -1
-        return labels
+        return ClassLabels(labels)
 
     def describe(self) -> str:
         classes = class_count(self.num_classes)

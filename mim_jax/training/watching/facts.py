@@ -10,11 +10,11 @@ from etils.epath import Path
 
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Dataset, Loader
-from mim_jax.methods.protocol import Method
+from mim_jax.methods.method import Method
 from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.epochs import phase_starts
+from mim_jax.training.feature_bank import FeatureBank
 from mim_jax.training.pretrained import is_weights_file
-from mim_jax.training.tables import Tables
 from mim_jax.training.watching import bad_images, sessions
 from mim_jax.training.watching.log import read_metrics, say
 from mim_jax.training.watching.report import REPORT
@@ -23,10 +23,15 @@ from mim_jax.training.workdir import read_config, versions
 
 
 def announce(
-    method: Method, loader: Loader, tables: Tables, held_out: int, shapes: Any, workdir: Path
+    config: Config,
+    method: Method,
+    loader: Loader,
+    bank: FeatureBank,
+    held_out: int,
+    shapes: Any,
+    workdir: Path,
 ) -> None:
     """Prints what is about to run. `shapes`: of the parameters; `held_out`: images."""
-    config = method.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     m, s, o, mesh = config.model, config.schedule, config.optim, config.mesh
     say(f"data     {loader.dataset.describe()}; held out: {held_out}")
@@ -40,39 +45,39 @@ def announce(
     say(f"cost     {flops_text(method)}")
     say(f"devices  {versions()['devices']}, mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}")
     say(f"memory   {loader.describe_memory()}")
-    for line in (*tables.describe(), *method.remarks):
+    for line in (*bank.describe(), *method.notes):
         say(f"         {line}")
     say(f"workdir  {workdir}")
 
 
-def phase_steps(method: Method, total: int, num_examples: int) -> list[int]:
+def phase_steps(method: Method, total: int, num_examples: int, batch_size: int) -> list[int]:
     """Updates that each phase of the method has in a run of `total`."""
-    starts = [min(total, start) for start in phase_starts(method, num_examples)]
+    starts = [min(total, start) for start in phase_starts(method, num_examples, batch_size)]
     return [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
 
 
-def total_flops(method: Method, total: int, num_examples: int) -> float:
+def total_flops(method: Method, total: int, num_examples: int, batch_size: int) -> float:
     """Model FLOPs of a whole run's training."""
-    steps = phase_steps(method, total, num_examples)
-    per_image = [method.in_phase(phase).flops() for phase in method.phases]
-    images = method.config.data.batch_size
-    return sum(count * images * flops for count, flops in zip(steps, per_image, strict=True))
+    steps = phase_steps(method, total, num_examples, batch_size)
+    per_image = [phase.method.flops() for phase in method.phases]
+    return sum(count * batch_size * flops for count, flops in zip(steps, per_image, strict=True))
 
 
 def flops_text(method: Method) -> str:
     """Model FLOPs of a training image, per phase."""
     parts = [
-        f"{method.in_phase(phase).flops() / 1e9:.3f} GFLOP" + (f" ({phase.name})" if several else "")
+        f"{phase.method.flops() / 1e9:.3f} GFLOP" + (f" ({phase.name})" if several else "")
         for several in [len(method.phases) > 1]
         for phase in method.phases
     ]
     return f"{', '.join(parts)} a training image"
 
 
-def run_facts(method: Method, dataset: Dataset, held_out: int, workdir: Path) -> dict[str, str]:
+def run_facts(
+    config: Config, method: Method, dataset: Dataset, held_out: int, workdir: Path
+) -> dict[str, str]:
     """Name -> value, in order, for the report."""
-    config = method.config
-    steps = resolved(config.schedule.steps)
+    steps, batch_size = resolved(config.schedule.steps), config.data.batch_size
     return {
         "method": method_text(config),
         **({"starts from": init_text(config)} if config.init else {}),
@@ -80,7 +85,7 @@ def run_facts(method: Method, dataset: Dataset, held_out: int, workdir: Path) ->
         "data": f"{dataset.describe()}, fingerprint {dataset.fingerprint}",
         "held-out images": f"{held_out:,}",
         "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:.4g} epochs)",
-        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(dataset)):.3g} in all",
+        "model FLOPs": f"{flops_text(method)}, {total_flops(method, steps, len(dataset), batch_size):.3g} in all",
         "wall time": sessions.describe(workdir),
         "seed": str(config.seed),
         **versions(),

@@ -1,7 +1,6 @@
 """first_batch.png: what the network is given, before hours go by. The images of the first batch as the loader gives them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from etils.epath import Path
@@ -17,28 +16,9 @@ GAP, INCHES = 0.06, 1.35  # between images, in sides of one; side of one
 HostBatch = dict[str, np.ndarray]
 
 
-class FirstBatch:
-    """Wraps the function that places batches on the devices, and keeps a few examples of the first it is given."""
-
-    def __init__(self, place: Callable[[HostBatch], Any]) -> None:
-        self._place = place
-        self._kept: HostBatch | None = None
-
-    def __call__(self, batch: HostBatch) -> Any:
-        if self._kept is None:
-            self._kept = {
-                key: np.array(batch[key][:SHOWN]) for key in ("image", "label", "flip") if key in batch
-            }
-        return self._place(batch)
-
-    def save(self, path: Path, class_names: Sequence[str]) -> None:
-        """Draws what was kept; call it once the first batch has been taken."""
-        assert self._kept is not None
-        draw(path, self._kept, class_names)
-
-
 def draw(path: Path, batch: HostBatch, class_names: Sequence[str]) -> None:
     """A grid of images, mirrored where the batch says so, each with its label (a name, a number, or nothing)."""
+    labels = batch.get("label", np.full(len(batch["image"]), -1))
     images = np.where(_flips(batch)[:, None, None, None], batch["image"][:, :, ::-1], batch["image"])
     count, height, width = images.shape[:3]
     columns = min(COLUMNS, count)
@@ -51,7 +31,7 @@ def draw(path: Path, batch: HostBatch, class_names: Sequence[str]) -> None:
     for number, image in enumerate(images):
         x, y = (number % columns) * step_x, (number // columns) * step_y
         axis.imshow(image, extent=(x, x + 1, y + height / width, y), interpolation="nearest")
-        words = label_text(int(batch["label"][number]), class_names)
+        words = label_text(int(labels[number]), class_names)
         axis.text(
             x + 0.5, y + height / width + 0.02, words, ha="center", va="top", fontsize=7, parse_math=False
         )

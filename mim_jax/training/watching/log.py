@@ -14,12 +14,10 @@ from mim_jax.config.check import ConfigError
 from mim_jax.progress import Estimate, clock
 from mim_jax.reading import Unreadable, number, parse_json, read_bytes, record, whole
 from mim_jax.storage import is_bucket, make_directory, open_to_append, write_text
+from mim_jax.transfer.metrics import STANDARD_ERROR
 
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
-
-STANDARD_ERROR = "_stderr"
-"""Ending of the key of a share's standard error over the held-out images it was measured on."""
 
 ASIDE = ("_seconds", STANDARD_ERROR)
 """Endings of metrics that people are not shown: they are about a result, and not one."""

@@ -12,7 +12,7 @@ import numpy as np
 from etils.epath import Path
 from PIL import Image
 
-from mim_jax.methods.protocol import Picture
+from mim_jax.methods.method import ImageGrid
 from mim_jax.storage import write_text
 from mim_jax.training.watching import bad_images, curves
 from mim_jax.training.watching.table import Rows
@@ -35,7 +35,7 @@ def write_report(
     facts: Mapping[str, str],
     records: Sequence[Mapping[str, Any]],
     rows: Rows,
-    picture: Picture | None,
+    picture: ImageGrid | None,
     figures: Sequence[tuple[str, str, Path]],
     bad: Mapping[str, str],
     config_text: str,
@@ -80,7 +80,7 @@ def write_report(
     write_text(path, page)
 
 
-def examples(picture: Picture, names: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
+def examples(picture: ImageGrid, names: Sequence[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
     """A row per example: its class ("" = none), and of each column the image and whether its pixels are few."""
     columns = list(picture.columns.values())
     rows = []

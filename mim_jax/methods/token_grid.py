@@ -1,16 +1,16 @@
-"""The report's picture for methods that predict token ids: tokens are drawn as their centroids."""
+"""The report's images for methods that predict token ids: tokens are drawn as their centroids."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.methods.protocol import Artefacts, Method, Outputs, Picture, View
+from mim_jax.methods.method import Artefacts, ImageGrid, Outputs, View, ViTMethod
 from mim_jax.targets.pixels import denormalise, unpatchify
 
 
-def token_picture(
-    method: Method, view: View, outputs: Outputs, artefacts: Artefacts, *, order: jax.Array | None = None
-) -> Picture | None:
+def token_grid(
+    method: ViTMethod, view: View, outputs: Outputs, artefacts: Artefacts, *, order: jax.Array | None = None
+) -> ImageGrid | None:
     """Original, what is seen, order, predicted and true tokens of each example; None where tokens have no pixels (a cache).
 
     Args:
@@ -19,7 +19,7 @@ def token_picture(
     """
     if "centroids" not in artefacts:
         return None
-    data, grid = method.config.data, method.vit.grid
+    data, grid = method.preprocessing, method.vit.grid
     patches, targets = view["patches"], view["targets"]
 
     def draw(values: jax.Array) -> np.ndarray:
@@ -42,10 +42,10 @@ def token_picture(
         caption += " Order: black is context, the first target dark, the last one bright."
     columns["predicted tokens"] = paint(jnp.argmax(outputs["logits"], axis=-1))
     columns["true tokens"] = paint(view["labels"])
-    return Picture(columns, caption + " Target patches are drawn as the centroid of their token.")
+    return ImageGrid(columns, caption + " Target patches are drawn as the centroid of their token.")
 
 
-def _order(method: Method, order: np.ndarray) -> np.ndarray:
+def _order(method: ViTMethod, order: np.ndarray) -> np.ndarray:
     """The places [B, L] in grey, uint8 [B, H, W, 3]."""
     grid, (height, width) = method.vit.grid, method.vit.image_size
     shade = np.where(order == 0, 0.0, 0.25 + 0.75 * order / max(1, int(order.max())))

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mim_jax.data import InputSpec, Loader, open_dataset
-from mim_jax.data import stream as stream_module
-from mim_jax.data.datasets.base import ArrayPicture
-from mim_jax.data.workers import Making
+from mim_jax.data import ImageView, Loader, open_dataset, prefetch
+from mim_jax.data.crop import NoCrop, RandomResizedCrop
+from mim_jax.data.decode_pool import PendingBatch
+from mim_jax.data.examples import ArrayImage, Example
 
-RANDOM = InputSpec((6, 6), "random_resized", flip=True)
+RANDOM = ImageView((6, 6), RandomResizedCrop(), flip=True)
+WHOLE = ImageView((4, 4), NoCrop())
 
 
 def dataset():
@@ -44,9 +45,10 @@ def test_no_thread_outlives_a_break_a_close_or_an_abandoned_iterator():
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_ends():
     code = (
-        "from mim_jax.data import InputSpec, Loader, open_dataset\n"
-        "spec = InputSpec((32, 32), 'random_resized')\n"
-        "held = Loader(open_dataset('photos', 'train'), spec, batch_size=64, seed=0).iterate(0)\n"
+        "from mim_jax.data import ImageView, Loader, open_dataset\n"
+        "from mim_jax.data.crop import RandomResizedCrop\n"
+        "view = ImageView((32, 32), RandomResizedCrop())\n"
+        "held = Loader(open_dataset('photos', 'train'), view, batch_size=64, seed=0).iterate(0)\n"
         "next(held)\n"
         "raise SystemExit(7)"
     )
@@ -58,9 +60,9 @@ def test_a_process_that_ends_in_the_middle_ends():
 
 
 class Counted:
-    """Pictures that count how often they are read. After the first `free` reads they wait at a gate. One may fail."""
+    """Images that count how often they are read. After the first `free` reads they wait at a gate. One may fail."""
 
-    name, num_classes, class_names, fingerprint = "counted", 0, (), "0"
+    name, num_classes, class_names, annotation, fingerprint = "counted", 0, (), None, "0"
 
     def __init__(self, free=10**9, fails=-1, error=None):
         self.free, self.fails, self.error = free, fails, error
@@ -78,7 +80,7 @@ class Counted:
             raise AssertionError("nobody opened the gate")
         if index == self.fails:
             raise self.error
-        return ArrayPicture(np.full((4, 4, 3), index, np.uint8), -1)
+        return Example(ArrayImage(np.full((4, 4, 3), index, np.uint8)))
 
     def describe(self):
         return "counted"
@@ -94,7 +96,7 @@ def until(condition):
 
 def test_an_error_of_a_thread_surfaces_as_it_was():
     error = ZeroDivisionError("from the depth")
-    with Loader(Counted(fails=3, error=error), InputSpec((4, 4), "none"), batch_size=4, seed=0) as loader:
+    with Loader(Counted(fails=3, error=error), WHOLE, batch_size=4, seed=0) as loader:
         with pytest.raises(ZeroDivisionError) as caught:
             list(loader.iterate(0))
         assert caught.value is error
@@ -115,41 +117,41 @@ def test_an_error_of_place_surfaces():
 def test_batches_are_made_ahead():
     """While the consumer is busy with one batch, `prefetch` get ready, one is at hand and one begun; no more."""
     counted = Counted()
-    with Loader(counted, InputSpec((4, 4), "none"), batch_size=8, seed=0, threads=2, prefetch=2) as loader:
-        stream = loader.iterate(0)
-        next(stream)
+    with Loader(counted, WHOLE, batch_size=8, seed=0, threads=2, prefetch=2) as loader:
+        batches = loader.iterate(0)
+        next(batches)
         until(lambda: counted.read == 8 * (1 + 2 + 1 + 1))
         time.sleep(0.1)  # too short to prove that no more are read; one that reads on is most likely seen
         assert counted.read == 40
-        next(stream)
+        next(batches)
         until(lambda: counted.read == 48)
 
 
 def test_waiting_is_measured(monkeypatch):
     clock = iter([0.0, 5.0, 5.0, 5.0, 6.0, 13.0])  # before and after each wait
-    monkeypatch.setattr(stream_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with Loader(dataset(), RANDOM, batch_size=4, seed=0) as loader:
-        stream = loader.iterate(0)
+        batches = loader.iterate(0)
         for total in (5.0, 5.0, 12.0):
-            next(stream)
+            next(batches)
             assert loader.stall_seconds == total
 
 
-def test_closing_does_not_wait_for_the_batches_in_the_making(monkeypatch):
-    """Two batches of 400 are in the making, with one picture in the hands of each thread: these alone are finished."""
-    counted, abandoned, abandon = Counted(free=400), [], Making.abandon
+def test_closing_does_not_wait_for_pending_batches(monkeypatch):
+    """Two batches of 400 are pending, with one image in the hands of each thread: these alone are finished."""
+    counted, abandoned, abandon = Counted(free=400), [], PendingBatch.abandon
 
-    def abandoning(making):
-        abandon(making)
-        abandoned.append(making)
+    def abandoning(pending):
+        abandon(pending)
+        abandoned.append(pending)
         if len(abandoned) == 2:
             counted.gate.set()
 
-    monkeypatch.setattr(Making, "abandon", abandoning)
-    with Loader(counted, InputSpec((4, 4), "none"), batch_size=400, seed=0, threads=2) as loader:
-        stream = loader.iterate(0)
-        next(stream)
-        (made,) = loader._streams
-        until(lambda: counted.waiting == 2 and len(made._making) == 2)
-        stream.close()
+    monkeypatch.setattr(PendingBatch, "abandon", abandoning)
+    with Loader(counted, WHOLE, batch_size=400, seed=0, threads=2) as loader:
+        batches = loader.iterate(0)
+        next(batches)
+        (prefetcher,) = loader._prefetchers
+        until(lambda: counted.waiting == 2 and len(prefetcher._pending) == 2)
+        batches.close()
         assert counted.read == 402

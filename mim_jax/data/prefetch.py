@@ -1,5 +1,4 @@
-"""A stream of batches made and placed ahead of their use, by one background thread over a crew of
-decoders."""
+"""Batches made and placed ahead of their use, by one background thread over a pool of decoders."""
 
 import queue
 import threading
@@ -8,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from mim_jax.data.assemble import Request
-from mim_jax.data.workers import Crew, HostBatch, Making
+from mim_jax.data.decode_pool import BatchRequest, DecodePool, HostBatch, PendingBatch
 
-POLL_SECONDS = 0.1  # How soon a waiting side notices that the stream is closed.
-IN_THE_MAKING = 2  # While the last pictures of one batch are decoded, free threads begin the next.
+POLL_SECONDS = 0.1  # How soon a waiting side notices that it is closed.
+PENDING = 2  # While the last images of one batch are decoded, free threads begin the next.
 
 
-class Stream:
+class Prefetcher:
     """Batches of `requests` in order, at most `ahead` waiting ready.
 
     place: called in the background thread, one batch at a time. waited: told the seconds of each wait of the
@@ -25,20 +23,20 @@ class Stream:
 
     def __init__(
         self,
-        crew: Crew,
-        requests: Iterator[Request],
+        pool: DecodePool,
+        requests: Iterator[BatchRequest],
         place: Callable[[HostBatch], Any],
         ahead: int,
         waited: Callable[[float], None],
     ) -> None:
-        self._crew, self._requests, self._place, self._waited = crew, requests, place, waited
+        self._pool, self._requests, self._place, self._waited = pool, requests, place, waited
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=max(1, ahead))
-        self._making: deque[Making] = deque()
+        self._pending: deque[PendingBatch] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="mim_jax-prefetch", daemon=True)
 
     def __iter__(self) -> Generator[Any, None, None]:
-        """A generator: dropping it, as `break` does, closes the stream."""
+        """A generator: dropping it, as `break` does, closes it."""
         self._thread.start()
         try:
             while True:
@@ -54,10 +52,10 @@ class Stream:
             self.close()
 
     def close(self) -> None:
-        """Ends the background thread, after the pictures in hand."""
+        """Ends the background thread, after the images in hand."""
         self._stop.set()
-        for making in tuple(self._making):
-            making.abandon()
+        for pending in tuple(self._pending):
+            pending.abandon()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -82,17 +80,17 @@ class Stream:
             for request in self._requests:
                 if self._stop.is_set():
                     return
-                self._making.append(self._crew.start(request))
-                if len(self._making) == IN_THE_MAKING:
+                self._pending.append(self._pool.submit(request))
+                if len(self._pending) == PENDING:
                     self._deliver()
-            while self._making:
+            while self._pending:
                 self._deliver()
             self._put("end", None)
         except BaseException as error:
             self._put("error", error)
 
     def _deliver(self) -> None:
-        batch = self._making[0].finish()
-        self._making.popleft()
-        if not self._stop.is_set():  # A batch abandoned on closing is not whole.
+        batch = self._pending[0].result()
+        self._pending.popleft()
+        if not self._stop.is_set():  # A batch abandoned on closing is incomplete.
             self._put("batch", self._place(batch))

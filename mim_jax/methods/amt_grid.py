@@ -1,18 +1,18 @@
-"""The report's picture for AMT: the map over the image, what is masked, thrown and visible, and the prediction."""
+"""The report's images for AMT: the map over the image, what is masked, thrown and visible, and the prediction."""
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from mim_jax.methods.pixel_picture import GREY, by_visible_statistics, caption, draw, put
-from mim_jax.methods.protocol import Method, Picture, View
+from mim_jax.methods.method import ImageGrid, View, ViTMethod
+from mim_jax.methods.pixel_grid import GREY, by_visible_statistics, caption, draw, put
 
 THROWN = (150, 30, 30)
 """Colour of thrown patches, RGB."""
 
 
-def amt_picture(method: Method, view: View, predicted: jax.Array, *, normalised: bool) -> Picture:
+def amt_grid(method: ViTMethod, view: View, predicted: jax.Array, *, normalised: bool) -> ImageGrid:
     """Original, map, visible, masked and thrown patches, prediction, for predictions [B, M, p p 3]."""
     patches, hidden, visible = view["patches"], view["hidden"], view["visible"]
     if normalised:
@@ -34,10 +34,10 @@ def amt_picture(method: Method, view: View, predicted: jax.Array, *, normalised:
         "visible, masked (grey), thrown (red)": without_thrown(jnp.full_like(predicted, GREY)),
         "composition": without_thrown(predicted),
     }
-    return Picture(
+    return ImageGrid(
         columns,
         caption(columns, normalised)
-        + " Weights are what CLS of the trained encoder attends to in the whole picture (or the control's):"
+        + " Weights are what CLS of the trained encoder attends to in the whole image (or the control's):"
         " patches of high weight are masked first, the next are thrown.",
     )
 

@@ -1,4 +1,4 @@
-"""The report's picture for methods that predict pixels. Honest: nothing of the target is used to draw a prediction."""
+"""The report's images for methods that predict pixels. Honest: nothing of the target is used to draw a prediction."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.methods.protocol import Method, Picture, View
+from mim_jax.methods.method import ImageGrid, Method, View
 from mim_jax.targets.pixels import denormalise, unpatchify
 
 GREY = 0.0
@@ -20,7 +20,7 @@ EXPLAINED = {
 """Columns that their names do not explain."""
 
 
-def pixel_picture(method: Method, view: View, predicted: jax.Array, *, normalised: bool) -> Picture:
+def pixel_grid(method: Method, view: View, predicted: jax.Array, *, normalised: bool) -> ImageGrid:
     """Input, prediction, composition and original, for predictions of the hidden patches [B, M, p p 3]."""
     patches, hidden = view["patches"], view["hidden"]
     if normalised:
@@ -32,7 +32,7 @@ def pixel_picture(method: Method, view: View, predicted: jax.Array, *, normalise
         "composition": draw(method, put(patches, hidden, predicted)),
         "original": draw(method, patches),
     }
-    return Picture(columns, caption(columns, normalised))
+    return ImageGrid(columns, caption(columns, normalised))
 
 
 def caption(columns: Iterable[str], normalised: bool) -> str:
@@ -65,5 +65,5 @@ def draw(method: Method, patches: Any) -> np.ndarray:
 
 def draw_images(method: Method, images: jax.Array) -> np.ndarray:
     """Normalised images [B, H, W, 3] as uint8."""
-    image = denormalise(images, method.config.data.mean, method.config.data.std)
+    image = denormalise(images, method.preprocessing.mean, method.preprocessing.std)
     return np.asarray(jnp.clip(jnp.round(255 * image), 0, 255).astype(jnp.uint8))

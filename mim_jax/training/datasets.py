@@ -1,11 +1,11 @@
-"""The images that a configuration names."""
+"""The dataset that a configuration names."""
 
 from mim_jax.config.schema import Data
 from mim_jax.data import Dataset, open_dataset
 
 
 def open_split(data: Data, split: str, seed: int) -> Dataset:
-    """A split of the source of a configuration's section `data`. Raises DataError."""
+    """A split of the dataset of a configuration's section `data`. Raises DataError."""
     return open_dataset(
         data.source,
         split,
