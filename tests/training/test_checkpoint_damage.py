@@ -1,6 +1,7 @@
 """Damaged checkpoints are refused with a reason, the newest good one is used; failed saves harm nothing."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -273,6 +274,19 @@ def test_an_error_of_the_run_is_not_hidden_by_a_save(run: Path, monkeypatch: pyt
         checkpoints.save(40, _state(40))
         raise FloatingPointError("NaN")
     assert _restored_step(run) == 30
+
+
+def test_a_save_that_ctrl_c_interrupts_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    saved: list[int] = []
+    monkeypatch.setattr(ocp.CheckpointManager, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, on_saved=saved.append) as checkpoints:
+        checkpoints.save(1, _state(1))
+    assert not saved and not os.listdir(tmp_path)
 
 
 def test_sums_every_file_below_a_directory(tmp_path: Path) -> None:

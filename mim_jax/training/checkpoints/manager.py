@@ -239,28 +239,30 @@ class Checkpoints:
         """Waits for this process's part of the save under way, and notes whether it failed."""
         if self._saving is None:
             return
-        step, not_removed = self._saving.step, None
+        step, error = self._saving.step, None
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # Orbax and tensorstore raise what they like
-            if not (self.directory / step_name(step) / MANIFEST).exists():
-                self._save_failed(error)
-                return
-            not_removed = error
+        except Exception as raised:  # Orbax and tensorstore raise what they like
+            error = raised
+        committed = (self.directory / step_name(step) / MANIFEST).exists()
+        # Without an error the first process decides: the others may see the file system late.
+        if not committed and (error is not None or jax.process_index() == 0):
+            self._save_failed(error or InterruptedError("it was interrupted"))
+            return
         self._saving = None
         try:
             if jax.process_index() == 0:
                 self._on_saved(step)
                 for path in self._retention.obsolete:
                     path.rmtree()
-            if not_removed is not None:
-                raise not_removed
-        except Exception as error:
+            if error is not None:
+                raise error
+        except Exception as not_removed:
             self._failure = CheckpointError(
-                f"an old checkpoint in {self.directory} could not be removed: {_cause(self.directory, error)}; "
+                f"an old checkpoint in {self.directory} could not be removed: {_cause(self.directory, not_removed)}; "
                 "allow removal there or keep more checkpoints, the newest is saved"
             )
-            self._failure.__cause__ = error
+            self._failure.__cause__ = not_removed
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
