@@ -8,7 +8,7 @@ normalisation, unless `data.source` names images for all. The runs must see imag
 
 Writes report.html (opens offline), layers.png, cka.png, attention-N.png, rollout.png, heads.csv, layers.csv, cka.csv; prints
 whether the paper's claims are seen in these runs: C1 (masked pre-training keeps local heads in every layer), C2 (and different
-heads in the last three), C6 (and its layers resemble each other). All options: mim_jax/analysis/options.py.
+heads in the last three), C6 (and its layers resemble each other). All options: mim_jax/analysis/runs.py.
 
 | preset | what | time | result |
 |---|---|---|---|
@@ -18,8 +18,7 @@ heads in the last three), C6 (and its layers resemble each other). All options: 
 
 import ml_collections
 
-from mim_jax.analysis.options import AnalysisOptions
-from mim_jax.analysis.runs import OWN
+from mim_jax.analysis.runs import RUN_IMAGES, AnalysisOptions
 from mim_jax.config.check import choose_preset, default_config, with_job
 
 
@@ -32,7 +31,7 @@ def demo() -> ml_collections.ConfigDict:
     """Small networks."""
     config = default_config()
     with_job(config, "analyze", AnalysisOptions)
-    config.data.source = OWN
+    config.data.source = RUN_IMAGES
     return config
 
 

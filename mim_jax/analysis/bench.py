@@ -2,8 +2,8 @@
 
     python -m mim_jax.analysis.bench [--config=configs/mae.py:imagenet] [--batch_size=8] [--rounds=5]
 
-Random images and weights; the two take turns, so that what else the machine does hits both alike; medians of the rounds. Also
-said: each look's memory on the device beside that of the forward, and how the memory of this process grew over the rounds.
+Random images and weights; the programs alternate, so that other load hits all alike; medians of the rounds. Also
+printed: temporary memory on the device per program, and how the memory of this process grew over the rounds.
 """
 
 import argparse
@@ -17,8 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax.analysis.capture import What, make_look
-from mim_jax.analysis.streaming import measure
+from mim_jax.analysis.measure import MeasureOptions, make_measure_step, measure
 from mim_jax.config.check import ConfigError, check
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
@@ -27,10 +26,10 @@ from mim_jax.data import place
 from mim_jax.methods import build_method, complete_options
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
 
-LOOKS = {
-    "attention": What(),
-    "attention + CKA": What(features="flatten", group=4),
-    "attention + Jensen-Shannon": What(jensen_shannon=True),
+PROGRAMS = {
+    "attention": MeasureOptions(),
+    "attention + CKA": MeasureOptions(features="flatten", group=4),
+    "attention + Jensen-Shannon": MeasureOptions(jensen_shannon=True),
 }
 
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", default="configs/mae.py:imagenet", metavar="FILE[:PRESET][,key=value...]")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--looks", default=",".join(LOOKS))
+    parser.add_argument("--looks", default=",".join(PROGRAMS))
     options = parser.parse_args(argv)
     try:
         print(table(options.config, options.batch_size, options.rounds, options.looks.split(",")))
@@ -63,7 +62,7 @@ def table(spec: str, batch_size: int, rounds: int, looks: Sequence[str]) -> str:
     batch = place({"image": pixels, "valid": np.ones(batch_size, bool)}, batch_sharding(mesh))
 
     programs: dict[str, Any] = {"forward": jax.jit(lambda p, b: method.encode(p, b["image"]).final)}
-    programs |= {name: make_look(method, LOOKS[name], mesh) for name in looks}
+    programs |= {name: make_measure_step(method, PROGRAMS[name], mesh) for name in looks}
 
     def work(name: str) -> Callable[[], Any]:
         if name == "forward":
@@ -89,11 +88,11 @@ def table(spec: str, batch_size: int, rounds: int, looks: Sequence[str]) -> str:
         "| what | ms a batch | ratio | smallest | largest | temporary memory MiB |",
         "|---|---|---|---|---|---|",
     ]
-    for name, own in times.items():
-        ratios = [one / plain for one, plain in zip(own, times["forward"], strict=True)]
+    for name, seconds in times.items():
+        ratios = [each / plain for each, plain in zip(seconds, times["forward"], strict=True)]
         memory = programs[name].lower(params, batch).compile().memory_analysis()
         lines.append(
-            f"| {name} | {1e3 * statistics.median(own):.0f} | {statistics.median(own) / base:.2f} | {min(ratios):.2f} |"
+            f"| {name} | {1e3 * statistics.median(seconds):.0f} | {statistics.median(seconds) / base:.2f} | {min(ratios):.2f} |"
             f" {max(ratios):.2f} | {memory.temp_size_in_bytes / 2**20:.0f} |"
         )
     return "\n".join(lines)

@@ -5,32 +5,35 @@ float64. Never rescale a Gram matrix by its extremes: that changes the values.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from mim_jax.config.check import ConfigError
+
 Array = npt.NDArray[np.float64]
 
 FEATURES = ("flatten", "pool", "cls", "tokens")
-FEWEST = 4
-"""Rows below which the unbiased estimate does not exist."""
+MIN_ROWS = 4
+"""The unbiased estimate takes at least so many rows."""
 
 
-def rows_of(slots: jax.Array, prefix: int, features: str) -> jax.Array:
+def cka_features(tokens: jax.Array, prefix: int, features: str) -> jax.Array:
     """What CKA compares, of one block's output [B, N, D].
 
-    features: flatten (all patch tokens of an image as one row; no CLS) | pool (their mean) | cls | tokens (a row a token).
+    features: flatten (all patch tokens of an image as one row; no CLS) | pool (their mean) | cls | tokens (a row per token).
     Returns:
-        [B, rows an image, values].
+        [B, rows per image, values].
     """
     if features not in FEATURES or (features == "cls" and not prefix):
         known = FEATURES if prefix else tuple(name for name in FEATURES if name != "cls")
         raise ValueError(f"CKA's features are {', '.join(known)}, not {features!r}")
     if features == "cls":
-        return slots[:, :1]
-    patches = slots[:, prefix:]
+        return tokens[:, :1]
+    patches = tokens[:, prefix:]
     if features == "pool":
         return jnp.mean(patches, axis=1, keepdims=True)
     return patches if features == "tokens" else patches.reshape(len(patches), 1, -1)
@@ -62,8 +65,8 @@ def hsic1(grams: npt.ArrayLike) -> Array:
     """
     k = np.asarray(grams, np.float64)
     n = k.shape[-1]
-    if n < FEWEST:
-        raise ValueError(f"the unbiased HSIC needs at least {FEWEST} rows, got {n}")
+    if n < MIN_ROWS:
+        raise ValueError(f"the unbiased HSIC needs at least {MIN_ROWS} rows, got {n}")
     k = k * (1.0 - np.eye(n))
     flat, rows = k.reshape(len(k), -1), k.sum(axis=-1)
     sums = rows.sum(axis=-1)
@@ -71,17 +74,17 @@ def hsic1(grams: npt.ArrayLike) -> Array:
     return np.asarray(both / (n * (n - 3)))
 
 
-def aligned(criterion: Array) -> Array:
+def normalise_hsic(criterion: Array) -> Array:
     """CKA of every pair from their criteria [L, L], over the roots of the diagonal."""
-    own = np.sqrt(np.diagonal(criterion))
-    return np.asarray(criterion / np.outer(own, own))
+    norms = np.sqrt(np.diagonal(criterion))
+    return np.asarray(criterion / np.outer(norms, norms))
 
 
 def cka(features: Sequence[npt.ArrayLike]) -> Array:
     """Biased CKA, in [0, 1], of layers' features [n, p of the layer] over the same n rows: [L, L]."""
     layers = [np.asarray(layer, np.float64) for layer in features]
     centred = [layer - layer.mean(axis=0) for layer in layers]
-    return aligned(hsic([layer @ layer.T for layer in centred]))
+    return normalise_hsic(hsic([layer @ layer.T for layer in centred]))
 
 
 def cka_minibatch(batches: Iterable[npt.ArrayLike]) -> Array:
@@ -94,14 +97,46 @@ def cka_minibatch(batches: Iterable[npt.ArrayLike]) -> Array:
     """
     total: Array | None = None
     for grams in batches:
-        found = hsic1(grams)
-        total = found if total is None else total + found
+        criterion = hsic1(grams)
+        total = criterion if total is None else total + criterion
     if total is None:
         raise ValueError("CKA of no minibatch does not exist")
-    return aligned(total)
+    return normalise_hsic(total)
 
 
 def mean_off_diagonal(values: Array) -> float:
-    """How alike different layers are: mean of a map [L, L] without its diagonal; not a number for one layer."""
+    """Mean of CKA [L, L] off the diagonal; NaN for one layer."""
     layers = len(values)
     return float((values.sum() - np.trace(values)) / (layers * (layers - 1))) if layers > 1 else float("nan")
+
+
+class CkaAccumulator:
+    """CKA over batches: sums of the unbiased estimate, or all features for the biased one."""
+
+    def __init__(self) -> None:
+        self._criterion: Array | None = None
+        self._rows: list[list[Array]] = []
+        self._images = 0
+        self._requested = False
+
+    def add(self, outputs: dict[str, Any], valid: npt.NDArray[np.bool_]) -> None:
+        """Adds the outputs of a measure step, if CKA is among them."""
+        self._requested |= "grams" in outputs or "rows" in outputs
+        for grams, complete in zip(outputs.get("grams", ()), outputs.get("complete", ()), strict=True):
+            if complete:
+                criterion = hsic1(grams)
+                self._criterion = criterion if self._criterion is None else self._criterion + criterion
+                self._images += len(valid) // len(outputs["complete"])
+        if "rows" in outputs:
+            self._rows.append([np.asarray(layer)[valid] for layer in outputs["rows"]])
+            self._images += int(valid.sum())
+
+    def result(self) -> tuple[Array | None, int]:
+        """CKA [L, L], None unless requested; and the number of its images."""
+        if self._rows:
+            return cka([np.concatenate(parts) for parts in zip(*self._rows, strict=True)]), self._images
+        if self._requested and self._criterion is None:
+            raise ConfigError(
+                "CKA needs more images per minibatch than there are: take a smaller --config.job.cka_batch"
+            )
+        return (None if self._criterion is None else normalise_hsic(self._criterion)), self._images

@@ -1,15 +1,18 @@
-"""Which runs are looked at, on which images, and whether they can be compared."""
+"""The task `analyze`: its options, and the runs that it loads and compares."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 from etils.epath import Path
 
-from mim_jax.analysis.options import AnalysisOptions
+from mim_jax.analysis.attention_metrics import CLS, UNITS
+from mim_jax.analysis.cka import FEATURES, MIN_ROWS
 from mim_jax.analysis.verdict import KINDS, kind_of
-from mim_jax.config.check import ConfigError, one_of
+from mim_jax.config.check import ConfigError, build, one_of
+from mim_jax.config.kinds import MOST, Count, CountOrZero, Range, Text, words
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Dataset, evenly_spaced
 from mim_jax.methods import Method
@@ -20,13 +23,58 @@ from mim_jax.training.datasets import open_split
 from mim_jax.training.pretrained import is_weights_file, read_run, read_weights_file, with_network_of_weights
 from mim_jax.training.workdir import read_config
 
-OWN = "init"
-"""config.data.source of an analysis whose runs are looked at on their own images."""
+ESTIMATES = ("minibatch", "biased", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class LookedAt:
-    """A run as it is analysed. step: updates it had seen; None for somebody else's weights."""
+class AnalysisOptions:
+    """What is analysed, and how."""
+
+    kinds: Text = ""  # mim | supervised | other for each run, in order; empty = by its method
+    step: CountOrZero | None = (
+        None  # of every run's checkpoint; None = the last, and the run must be finished
+    )
+    images: Annotated[int, Range(MIN_ROWS, MOST)] = 256  # spread evenly over the test split
+    batch: Count = 32  # images at a time; rounded up so that devices and CKA's minibatches divide it
+    units: Annotated[str, words(*UNITS)] = (
+        "px"  # of distances: px (of the network's input) | patch | unit (of coordinates i / (n - 1))
+    )
+    cls: Annotated[str, words(*CLS)] = (
+        "drop"  # keys that are CLS: drop | renorm (the others sum to 1); the tables hold both
+    )
+    jensen_shannon: bool = False  # a second measure of diversity, bounded by log 2; triples the cost
+    cka: Annotated[str, words(*ESTIMATES)] = (
+        "minibatch"  # minibatch (unbiased) | biased (over all images at once: pool or cls only) | none
+    )
+    cka_features: Annotated[str, words(*FEATURES)] = (
+        "flatten"  # of an image: flatten (all tokens, no CLS) | pool | cls | tokens (a row each)
+    )
+    cka_batch: Annotated[int, Range(MIN_ROWS, MOST)] = (
+        32  # images of a minibatch; with tokens take few: each brings all its tokens
+    )
+    embedding: bool = False  # the tokens before the first block are CKA's layer 0
+    pictures: CountOrZero = 4  # images in the pictures of attention; 0 = none
+
+
+def check_job(config: Config) -> AnalysisOptions:
+    """The options of the task. Raises ConfigError."""
+    options = build(AnalysisOptions, config.job, "config.job")
+    if not config.runs.strip():
+        raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
+    if options.cka == "biased" and options.cka_features not in ("pool", "cls"):
+        raise ConfigError(
+            f"config.job.cka=biased keeps the features of all images, and {options.cka_features} are too many: take pool or cls"
+        )
+    return options
+
+
+RUN_IMAGES = "init"
+"""config.data.source of an analysis that takes each run's own images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalyzedRun:
+    """A loaded run. step: of its checkpoint; None for imported weights. images: those it is analysed on."""
 
     name: str
     kind: str
@@ -37,7 +85,7 @@ class LookedAt:
     config: Config
 
 
-def named(runs: str) -> dict[str, Path]:
+def short_names(runs: str) -> dict[str, Path]:
     """Runs (directories, or files of weights) by short names: the parts of their paths that differ.
 
     A/mae-0/run and A/simmim-0/run are mae-0 and simmim-0.
@@ -49,16 +97,16 @@ def named(runs: str) -> dict[str, Path]:
     if not paths:
         raise ConfigError("config.runs names no run: pass --config.runs=DIRECTORY_A,DIRECTORY_B")
     absolute = [path if is_bucket(path) else Path(os.path.abspath(path)) for path in paths]
-    for path, where in zip(paths, absolute, strict=True):
-        if absolute.count(where) > 1:
+    for path, resolved_path in zip(paths, absolute, strict=True):
+        if absolute.count(resolved_path) > 1:
             raise ConfigError(f"config.runs names {path} twice")
     if len(paths) == 1:
         return {absolute[0].name: paths[0]}
     parts = [path.parts for path in absolute]
     for end, rest in ((0, slice(1, None)), (-1, slice(None, -1))):
-        while len({own[end] for own in parts}) == 1 and all(len(own) > 1 for own in parts):
-            parts = [own[rest] for own in parts]
-    return {"/".join(own): path for own, path in zip(parts, paths, strict=True)}
+        while len({names[end] for names in parts}) == 1 and all(len(names) > 1 for names in parts):
+            parts = [names[rest] for names in parts]
+    return {"/".join(names): path for names, path in zip(parts, paths, strict=True)}
 
 
 def check_comparable(directories: dict[str, Path], step: int | None) -> None:
@@ -77,7 +125,7 @@ def check_comparable(directories: dict[str, Path], step: int | None) -> None:
                 _check_finished(directory, config)
         sizes[name] = config.model.image_size
     if len({str(size) for size in sizes.values()}) > 1:
-        listed = ", ".join(f"{name} {_side(size)}" for name, size in sizes.items())
+        listed = ", ".join(f"{name} {_format_size(size)}" for name, size in sizes.items())
         raise ConfigError(
             f"the runs see images of different resolutions ({listed} px), so distances cannot be compared: analyse those of"
             " one resolution together"
@@ -87,22 +135,22 @@ def check_comparable(directories: dict[str, Path], step: int | None) -> None:
 def _check_finished(directory: Path, config: Config) -> None:
     steps = resolved(config.schedule.steps)
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        found = max(checkpoints.steps(), default=0)
-    if found < steps:
+        last_saved = max(checkpoints.steps(), default=0)
+    if last_saved < steps:
         raise ConfigError(
-            f"{directory} is not finished: {found} of its {steps} steps are saved; finish it, or name a step that all runs have"
+            f"{directory} is not finished: {last_saved} of its {steps} steps are saved; finish it, or name a step that all runs have"
             " saved, --config.job.step=N"
         )
 
 
-def read(
+def load_run(
     name: str,
     directory: Path,
     kind: str,
     config: Config,
     options: AnalysisOptions,
     sharding: jax.sharding.Sharding,
-) -> tuple[LookedAt, Params]:
+) -> tuple[AnalyzedRun, Params]:
     """A run's network and its images: its own, unless the analysis names others.
 
     Raises:
@@ -110,23 +158,24 @@ def read(
     """
     step: int | None = None
     if is_weights_file(str(directory)):
-        own, method, params = read_weights_file(directory)
+        run_config, method, params = read_weights_file(directory)
         params = jax.device_put(params, sharding)
         kind = kind or "other"
-        if config.data.source == OWN:
+        if config.data.source == RUN_IMAGES:
             raise ConfigError(
                 f"{directory} brings no images along: name some, --config.data.source=folder:PATH or another source"
             )
     else:
-        own, method, params, step = read_run(directory, options.step, sharding=sharding)
-    data = own.data if config.data.source == OWN else config.data
-    source = open_split(data, data.test_split, own.seed)
-    sample = evenly_spaced(source, options.images)
-    return LookedAt(name, kind or kind_of(own, method), directory, method, step, sample, own), params
+        run_config, method, params, step = read_run(directory, options.step, sharding=sharding)
+    data = run_config.data if config.data.source == RUN_IMAGES else config.data
+    dataset = open_split(data, data.test_split, run_config.seed)
+    sample = evenly_spaced(dataset, options.images)
+    run = AnalyzedRun(name, kind or kind_of(run_config, method), directory, method, step, sample, run_config)
+    return run, params
 
 
-def given_kinds(options: AnalysisOptions, count: int) -> Sequence[str]:
-    """A kind for each run, '' where its method says it."""
+def parse_kinds(options: AnalysisOptions, count: int) -> Sequence[str]:
+    """A kind per run; '' = by its method."""
     if not options.kinds:
         return [""] * count
     kinds = [one_of("config.job.kinds", kind.strip(), KINDS) for kind in options.kinds.split(",")]
@@ -135,5 +184,5 @@ def given_kinds(options: AnalysisOptions, count: int) -> Sequence[str]:
     return kinds
 
 
-def _side(size: int | tuple[int, int] | None) -> str:
+def _format_size(size: int | tuple[int, int] | None) -> str:
     return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)

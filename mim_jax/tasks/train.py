@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mim_jax.analysis.evaluator import HeadDiversity
+from mim_jax.analysis.measure import HeadDiversity
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.scaling import AUTO, chosen

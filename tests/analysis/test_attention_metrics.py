@@ -11,20 +11,18 @@ from grids import family, grid, log, log_softmax, numbers, random_log, uniform
 from mim_jax.analysis.attention_metrics import (
     attention_distance,
     distances,
-    entropy,
-    head_kl,
-    kl_of,
-    largest_entropy,
-    log_of,
-    uniform_distance,
-)
-from mim_jax.analysis.summaries import (
     diversity_ratio,
+    entropy,
+    entropy_range,
     global_share,
-    head_values,
-    layer_value,
+    head_kl,
+    kl_from_cross_entropies,
+    layer_divergence,
     local_share,
-    spread,
+    log_from_weights,
+    max_entropy,
+    per_head_divergence,
+    uniform_distance,
 )
 from mim_jax.models.encoder import AttentionGeometry
 from mim_jax.models.windows import attention_geometry, plan_windows, token_places
@@ -66,7 +64,7 @@ def test_even_attention(side: int) -> None:
     where = grid(side)
     assert uniform_distance(where) == pytest.approx(mean, abs=DIGITS)
     assert distances(where).max() == pytest.approx(most, abs=DIGITS)
-    assert largest_entropy(where) == pytest.approx(size, abs=DIGITS)
+    assert max_entropy(where) == pytest.approx(size, abs=DIGITS)
     if side in (3, 14):  # the maps of all sizes would only take time
         found = numbers(uniform(side), where)
         assert found.drop[0, 0] == pytest.approx(mean, abs=DIGITS)
@@ -106,10 +104,10 @@ def test_cls_is_dropped_or_the_rest_renormalised() -> None:
     np.testing.assert_allclose(found.renorm[0], [0.853553, 0], atol=DIGITS)
     np.testing.assert_allclose(found.entropy[0], [1.609438, 0], atol=DIGITS)
     np.testing.assert_allclose(found.entropy_patch[0], [np.log(4), 0])
-    assert largest_entropy(where) == pytest.approx(1.609438, abs=DIGITS)
-    assert largest_entropy(where, "patch_renorm") == pytest.approx(np.log(4))
-    assert largest_entropy(grid(14, prefix=1)) == pytest.approx(5.283204, abs=DIGITS)
-    assert largest_entropy(grid(14, prefix=1), "patch_renorm") == pytest.approx(5.278115, abs=DIGITS)
+    assert max_entropy(where) == pytest.approx(1.609438, abs=DIGITS)
+    assert max_entropy(where, "patch_renorm") == pytest.approx(np.log(4))
+    assert max_entropy(grid(14, prefix=1)) == pytest.approx(5.283204, abs=DIGITS)
+    assert max_entropy(grid(14, prefix=1), "patch_renorm") == pytest.approx(5.278115, abs=DIGITS)
     even = jnp.asarray(uniform(2))
     for wrong in (lambda: attention_distance(even, where, cls="keep"), lambda: entropy(even, where, keys="")):
         with pytest.raises(ValueError, match="not"):
@@ -133,18 +131,18 @@ def test_the_beta_family() -> None:
     )
     kl = found.kl[0]
     np.testing.assert_allclose(kl, KL, atol=DIGITS)
-    assert layer_value(kl) == pytest.approx(1.177061, abs=DIGITS)
+    assert layer_divergence(kl) == pytest.approx(1.177061, abs=DIGITS)
     np.testing.assert_allclose(
-        head_values(kl), [1.904541, 1.180515, 0.757002, 0.715230, 1.328018], atol=DIGITS
+        per_head_divergence(kl), [1.904541, 1.180515, 0.757002, 0.715230, 1.328018], atol=DIGITS
     )
     np.testing.assert_allclose(
-        head_values(kl, first=False), [1.094686, 0.630849, 0.456952, 0.815637, 2.887181], atol=DIGITS
+        per_head_divergence(kl, first=False), [1.094686, 0.630849, 0.456952, 0.815637, 2.887181], atol=DIGITS
     )
     assert kl.mean() == pytest.approx(0.941649, abs=DIGITS)
     mean_query = np.log(np.exp(maps).mean(axis=3, keepdims=True))
     of_means = numbers(np.broadcast_to(mean_query, maps.shape), where).kl[0]
-    assert layer_value(of_means) == pytest.approx(0.002629, abs=DIGITS)
-    assert layer_value(found.shannon[0]) == pytest.approx(0.191546, abs=DIGITS)
+    assert layer_divergence(of_means) == pytest.approx(0.002629, abs=DIGITS)
+    assert layer_divergence(found.shannon[0]) == pytest.approx(0.191546, abs=DIGITS)
     # KL to uniform is log N less the entropy
     np.testing.assert_allclose(kl[:, 0], np.log(16) - found.entropy[0], atol=1e-12)
     assert kl[1, 0] == pytest.approx(0.117349, abs=2e-6)
@@ -166,7 +164,7 @@ def test_layers_like_a_mims_and_like_a_supervised_networks() -> None:
     np.testing.assert_allclose(mim.entropy[0], [3.878389, 3.579063, 2.928483, 1.696260], atol=DIGITS)
     np.testing.assert_allclose(flat.drop[0], [3.475965, 3.449123, 3.422249, 3.395348], atol=DIGITS)
     np.testing.assert_allclose(flat.entropy[0], [3.888477, 3.887001, 3.885254, 3.883236], atol=DIGITS)
-    kl, small = float(layer_value(mim.kl[0])), float(layer_value(flat.kl[0]))
+    kl, small = float(layer_divergence(mim.kl[0])), float(layer_divergence(flat.kl[0]))
     assert kl == pytest.approx(0.945941, abs=DIGITS) and small == pytest.approx(0.000448, abs=DIGITS)
     assert diversity_ratio([kl] * 9 + [small] * 3) == pytest.approx(4.73e-4, abs=1e-6)
     assert diversity_ratio([kl] * 12) == pytest.approx(1.0)
@@ -174,9 +172,9 @@ def test_layers_like_a_mims_and_like_a_supervised_networks() -> None:
     even = uniform_distance(where)
     assert (local_share(mim.drop[0], even), global_share(mim.drop[0], even)) == (0.5, 0.25)
     assert (local_share(flat.drop[0], even), global_share(flat.drop[0], even)) == (0.0, 1.0)
-    assert spread(mim.entropy[0]) == pytest.approx(3.878389 - 1.696260, abs=2e-6)
+    assert entropy_range(mim.entropy[0]) == pytest.approx(3.878389 - 1.696260, abs=2e-6)
     with jax.enable_x64(False):  # in float32 the small one is right to 1e-5
-        assert float(layer_value(numbers(supervised, where).kl[0])) == pytest.approx(0.000448, abs=1e-5)
+        assert float(layer_divergence(numbers(supervised, where).kl[0])) == pytest.approx(0.000448, abs=1e-5)
 
 
 def test_even_attention_in_the_stages_of_swins() -> None:
@@ -185,7 +183,7 @@ def test_even_attention_in_the_stages_of_swins() -> None:
             # one of the equal windows says it all
             where = AttentionGeometry(grid(window).coordinates, 4.0 * 2**stage)
             assert uniform_distance(where) == pytest.approx(far[stage], abs=5.1e-4), (side, window)
-            assert largest_entropy(where) == pytest.approx(sizes[stage], abs=5.1e-5)
+            assert max_entropy(where) == pytest.approx(sizes[stage], abs=5.1e-5)
 
 
 def regional(maps: np.ndarray, where: AttentionGeometry, mask: float = -100.0) -> np.ndarray:
@@ -206,7 +204,7 @@ def test_shifted_windows_leave_other_regions_out() -> None:
     assert sizes == {16, 8, 4}
     even = regional(np.zeros((1, 4, 2, 16, 16)), where)
     np.testing.assert_allclose(numbers(even, where).entropy, 2.079442, atol=DIGITS)
-    assert largest_entropy(where) == pytest.approx(2.079442, abs=DIGITS)
+    assert max_entropy(where) == pytest.approx(2.079442, abs=DIGITS)
     everywhere = numbers(np.full((1, 4, 2, 16, 16), -np.log(16)), ignored)
     np.testing.assert_allclose(everywhere.entropy, 2.772589, atol=DIGITS)
     # a mask of -100 and one of minus infinity say the same; a weight that got over a mask is left out by its label
@@ -251,14 +249,14 @@ def test_bounds_and_symmetries(prefix: int) -> None:
     where, maps = grid(3, 4, pixels=2.0, prefix=prefix), random_log(3, 4, 1, 3, 12 + prefix)
     found = numbers(maps, where)
     assert (found.drop >= 0).all() and (found.drop <= distances(where).max()).all()
-    assert (found.entropy >= 0).all() and (found.entropy <= largest_entropy(where)).all()
+    assert (found.entropy >= 0).all() and (found.entropy <= max_entropy(where)).all()
     assert (found.kl >= 0).all() and np.allclose(np.diagonal(found.kl, axis1=1, axis2=2), 0)
     np.testing.assert_allclose(np.diagonal(found.cross, axis1=1, axis2=2), found.entropy, rtol=1e-12)
     # the distance of the mean map is the mean distance (drop); its entropy is larger, its KL smaller
     mean = numbers(np.log(np.exp(maps).mean(axis=0, keepdims=True)), where)
     np.testing.assert_allclose(mean.drop[0], found.drop.mean(axis=0))
     assert (mean.entropy[0] >= found.entropy.mean(axis=0)).all()
-    assert layer_value(mean.kl[0]) <= layer_value(found.kl).mean()
+    assert layer_divergence(mean.kl[0]) <= layer_divergence(found.kl).mean()
     # pixels scale the distance; the grid may be mirrored and transposed
     larger = numbers(maps, grid(3, 4, pixels=6.0, prefix=prefix))
     np.testing.assert_allclose(larger.drop, 3 * found.drop)
@@ -273,10 +271,14 @@ def test_bounds_and_symmetries(prefix: int) -> None:
     np.testing.assert_allclose(numbers(twice, where).kl[:, 0, 1], 0, atol=1e-12)
     keys = np.concatenate([np.arange(prefix), np.random.default_rng(0).permutation(12) + prefix])
     np.testing.assert_allclose(numbers(maps[..., keys], where).kl, found.kl, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(layer_value(numbers(maps[:, :, [2, 0, 1]], where).kl), layer_value(found.kl))
+    np.testing.assert_allclose(
+        layer_divergence(numbers(maps[:, :, [2, 0, 1]], where).kl), layer_divergence(found.kl)
+    )
     np.testing.assert_allclose(found.shannon, found.shannon.transpose(0, 2, 1), rtol=1e-9, atol=1e-12)
     assert (found.shannon >= -1e-12).all() and (found.shannon <= np.log(2)).all()
-    np.testing.assert_allclose(kl_of(found.cross.mean(axis=0)), found.kl.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(
+        kl_from_cross_entropies(found.cross.mean(axis=0)), found.kl.mean(axis=0), atol=1e-12
+    )
 
 
 def test_against_loops() -> None:
@@ -298,9 +300,9 @@ def test_against_loops() -> None:
             middle = 0.5 * (rows + other)
             both = 0.5 * (rows * np.log(rows / middle) + other * np.log(other / middle)).sum(axis=-1)
             assert found.shannon[b, h, g] == pytest.approx(both.mean(), abs=1e-12)
-    of_weights = jax.jit(lambda x: entropy(log_of(jnp.exp(x)), where))(jnp.asarray(maps))
+    of_weights = jax.jit(lambda x: entropy(log_from_weights(jnp.exp(x)), where))(jnp.asarray(maps))
     np.testing.assert_allclose(of_weights, found.entropy, atol=1e-9)
 
 
 def test_one_head_has_no_diversity() -> None:
-    assert np.isnan(layer_value(np.asarray(head_kl(jnp.asarray(uniform(2)), grid(2))[0])))
+    assert np.isnan(layer_divergence(np.asarray(head_kl(jnp.asarray(uniform(2)), grid(2))[0])))

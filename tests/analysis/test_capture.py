@@ -9,11 +9,16 @@ import pytest
 from grids import numbers
 from small import images, small_method
 
-from mim_jax.analysis.capture import What, encoder_attention, make_look
-from mim_jax.analysis.cka import aligned, cka, hsic1
-from mim_jax.analysis.evaluator import HeadDiversity
-from mim_jax.analysis.streaming import NetworkMeans, measure
-from mim_jax.analysis.summaries import layer_value
+from mim_jax.analysis.attention_metrics import layer_divergence
+from mim_jax.analysis.cka import cka, hsic1, normalise_hsic
+from mim_jax.analysis.measure import (
+    HeadDiversity,
+    MeasureOptions,
+    NetworkMeans,
+    encoder_attention,
+    make_measure_step,
+    measure,
+)
 from mim_jax.config.check import ConfigError
 from mim_jax.data import place
 from mim_jax.methods.method import Method
@@ -39,7 +44,7 @@ def noisy(method: Method, seed: int = 0) -> Any:
 
 def by_hand(method: Method, params: Any, tokens: np.ndarray, index: int) -> np.ndarray:
     """softmax(q k' / sqrt(d) + bias) of a block from the tokens that enter it, numpy, [B, H, N, N]."""
-    vit, encoder = method.vit, jax.tree.map(np.asarray, params["encoder"])
+    vit, encoder = method.net, jax.tree.map(np.asarray, params["encoder"])
     block = encoder[f"block_{index:02d}"]
     x = tokens.astype(np.float64)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + vit.norm_eps)
@@ -73,7 +78,7 @@ def test_what_is_captured_is_the_attention_by_hand(options: dict[str, Any]) -> N
     layers, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, batch)
     assert len(captured) == 2 and captured[0].dtype == jnp.float32
     for index, log_weights in enumerate(captured):
-        assert log_weights.shape == (3, 1, 2, method.vit.num_tokens, method.vit.num_tokens)
+        assert log_weights.shape == (3, 1, 2, method.net.num_tokens, method.net.num_tokens)
         weights = np.exp(np.asarray(log_weights, np.float64))
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
         expected = by_hand(method, params, np.asarray(layers[index]), index)
@@ -139,7 +144,7 @@ def mesh_of(count: int) -> jax.sharding.Mesh:
 def measured(method: Method, params: Any, pictures: np.ndarray, batch: int, devices: int) -> NetworkMeans:
     """With batches of so many over so many devices; the last one is padded with what must not count."""
     mesh = mesh_of(devices)
-    what = What(features="flatten", group=4, embedding=True)
+    what = MeasureOptions(features="flatten", group=4, embedding=True)
 
     def batches() -> Any:
         for at in range(0, len(pictures), batch):
@@ -148,7 +153,7 @@ def measured(method: Method, params: Any, pictures: np.ndarray, batch: int, devi
             padded = np.concatenate([part, np.full((batch - len(part), *part.shape[1:]), 255, np.uint8)])
             yield place({"image": padded, "valid": valid}, batch_sharding(mesh))
 
-    look, where = make_look(method, what, mesh), method.vit.geometry
+    look, where = make_measure_step(method, what, mesh), method.net.geometry
     return measure(look, jax.device_put(params, replicated(mesh)), batches(), geometry=where)
 
 
@@ -175,22 +180,22 @@ def test_batches_and_devices_do_not_matter(network: Any, batch: int, devices: in
 def test_means_are_those_of_the_whole_set(network: Any) -> None:
     method, params, pictures, found = network
     layers, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, pictures)
-    for block, log_weights, where in zip(found.blocks, captured, method.vit.geometry, strict=True):
+    for block, log_weights, where in zip(found.blocks, captured, method.net.geometry, strict=True):
         whole = numbers(np.asarray(log_weights), where)
         for ours, theirs in (
             (block.distance, whole.drop), (block.distance_renorm, whole.renorm), (block.entropy, whole.entropy),
             (block.entropy_patch, whole.entropy_patch), (block.kl, whole.kl),
         ):  # fmt: skip
             np.testing.assert_allclose(ours, theirs.mean(axis=0), rtol=1e-5, atol=2e-6)
-        assert block.layer_kl == pytest.approx(layer_value(whole.kl).mean(), rel=1e-5)
+        assert block.layer_kl == pytest.approx(layer_divergence(whole.kl).mean(), rel=1e-5)
     criteria = []
     for at in range(0, 16, 4):
         rows = [np.asarray(layer, np.float64)[at : at + 4, 1:].reshape(4, -1) for layer in layers]
         criteria.append(hsic1(np.stack([row @ row.T for row in rows])))
-    np.testing.assert_allclose(found.cka, aligned(np.mean(criteria, axis=0)), atol=1e-5)
+    np.testing.assert_allclose(found.cka, normalise_hsic(np.mean(criteria, axis=0)), atol=1e-5)
     assert found.cka is not None and found.cka.shape == (5, 5)
     mesh = mesh_of(1)
-    look = make_look(method, What(features="pool"), mesh)
+    look = make_measure_step(method, MeasureOptions(features="pool"), mesh)
     batch = place({"image": pictures, "valid": np.arange(19) < 17}, batch_sharding(mesh))
     biased = measure(look, params, [batch], geometry=method.net.geometry)
     pooled = [np.asarray(layer, np.float64)[:17, 1:].mean(axis=1) for layer in layers[1:]]
@@ -269,7 +274,7 @@ def test_transformers_attention(transformers: Any, name: str) -> None:
     method = small_method("simmim", options)
     state = {key: value.detach().numpy() for key, value in theirs.state_dict().items()}
     pictures = images(3, SIZE)
-    pixels = np.asarray(unpatchify(method.patches(jnp.asarray(pictures)), method.vit.grid))
+    pixels = np.asarray(unpatchify(method.patches(jnp.asarray(pictures)), method.net.grid))
     expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_attentions=True)
     params = {"encoder": encoder_of(state, beit), "head": {}, "mask_token": np.zeros((1, 1, 32))}
     _, captured = jax.jit(lambda p, x: encoder_attention(method, p, x))(params, pictures)

@@ -7,14 +7,14 @@ import pytest
 
 from mim_jax.analysis.cka import (
     FEATURES,
-    aligned,
     cka,
+    cka_features,
     cka_minibatch,
     gram,
     hsic,
     hsic1,
     mean_off_diagonal,
-    rows_of,
+    normalise_hsic,
 )
 
 PRODUCTS = np.outer(np.arange(12) + 1, np.arange(5) + 1)
@@ -112,19 +112,19 @@ def test_float32_grams_of_features_with_a_large_mean() -> None:
         [jnp.asarray(layer, jnp.float32) for layer in layers]
     )
     assert made.dtype == jnp.float32
-    expected = aligned(hsic1(grams(*layers)))
-    np.testing.assert_allclose(aligned(hsic1(made)), expected, atol=1e-5)
+    expected = normalise_hsic(hsic1(grams(*layers)))
+    np.testing.assert_allclose(normalise_hsic(hsic1(made)), expected, atol=1e-5)
 
 
 def test_features() -> None:
     slots = np.random.default_rng(3).normal(size=(3, 5, 2))
-    made = {name: np.asarray(rows_of(jnp.asarray(slots), 1, name)) for name in FEATURES}
+    made = {name: np.asarray(cka_features(jnp.asarray(slots), 1, name)) for name in FEATURES}
     assert [made[name].shape for name in FEATURES] == [(3, 1, 8), (3, 1, 2), (3, 1, 2), (3, 4, 2)]
     np.testing.assert_allclose(made["flatten"][:, 0], slots[:, 1:].reshape(3, 8), rtol=1e-6)
     np.testing.assert_allclose(made["pool"][:, 0], slots[:, 1:].mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(made["cls"][:, 0], slots[:, 0], rtol=1e-6)
     for name, prefix in (("cls", 0), ("all", 1)):
         with pytest.raises(ValueError, match="CKA's features are flatten, pool"):
-            rows_of(jnp.asarray(slots), prefix, name)
+            cka_features(jnp.asarray(slots), prefix, name)
     assert mean_off_diagonal(np.array([[1, 0.5], [0.3, 1]])) == pytest.approx(0.4)
     assert np.isnan(mean_off_diagonal(np.ones((1, 1))))

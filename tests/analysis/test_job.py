@@ -13,8 +13,7 @@ import pytest
 from small import small_config
 
 from mim_jax.analysis.job import run
-from mim_jax.analysis.options import check_job
-from mim_jax.analysis.runs import named
+from mim_jax.analysis.runs import check_job, short_names
 from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config, resolved
@@ -148,10 +147,10 @@ def test_a_swin_on_given_images(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_names_are_what_differs() -> None:
-    assert list(named("/a/mae-0/run, /a/simmim-0/run")) == ["mae-0", "simmim-0"]
-    assert list(named("/a/one/x/run,/a/two/run")) == ["one/x", "two"]
-    assert list(named("/a/one,/a/one/deeper")) == ["one", "one/deeper"]
-    assert list(named("/a/one")) == ["one"]
+    assert list(short_names("/a/mae-0/run, /a/simmim-0/run")) == ["mae-0", "simmim-0"]
+    assert list(short_names("/a/one/x/run,/a/two/run")) == ["one/x", "two"]
+    assert list(short_names("/a/one,/a/one/deeper")) == ["one", "one/deeper"]
+    assert list(short_names("/a/one")) == ["one"]
 
 
 def test_the_sample_is_spread_over_the_dataset() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small import images, small_method
 
-from mim_jax.analysis.capture import encoder_attention
-from mim_jax.analysis.maps import attention_maps, chosen_layers, rollout
+from mim_jax.analysis.figures import attention_maps, rollout, spread_layers
+from mim_jax.analysis.measure import encoder_attention
 
 
 def test_rollout_is_the_product_of_the_layers() -> None:
@@ -24,9 +24,9 @@ def test_rollout_is_the_product_of_the_layers() -> None:
 
 
 def test_layers_that_are_drawn() -> None:
-    assert chosen_layers([True] * 12) == [0, 4, 7, 11]
-    assert chosen_layers([False, True, True]) == [1, 2]
-    assert chosen_layers([False]) == []
+    assert spread_layers([True] * 12) == [0, 4, 7, 11]
+    assert spread_layers([False, True, True]) == [1, 2]
+    assert spread_layers([False]) == []
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_shipped_comparisons_can_be_built(preset: str, tmp_path: Path) -> None:
         )
         method = build_method(complete_options(made, classes(10)))
         assert made.data.source == f"folder:{tmp_path}"
-        networks.add((method.vit.width, method.vit.depth, method.vit.num_patches, made.data.batch_size))
+        networks.add((method.net.width, method.net.depth, method.net.num_patches, made.data.batch_size))
         if arm == "random":
             assert made.schedule.steps == 1 and made.optim.lr == 0.0
         elif arm == "amt":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from mim_jax.analysis.options import AnalysisOptions
+from mim_jax.analysis.runs import AnalysisOptions
 from mim_jax.compare.config import ComparisonConfig
 from mim_jax.config.check import ConfigError, build, check, default_config, to_dict
 from mim_jax.config.errors import one_line
