@@ -36,8 +36,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if file.suffix != ".safetensors":
         raise WeightsError(f"weights are read from a .safetensors file, not from {file}")
     try:
-        with local_copy(file) as here, safe_open(here, framework="np") as opened:
-            return {name: plain(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        with local_copy(file) as local_file, safe_open(local_file, framework="np") as tensors:
+            return {name: plain(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
         raise WeightsError(f"{file} is damaged or no safetensors file: copy or convert it again") from error
     except (AttributeError, TypeError) as error:  # numpy has no such type
@@ -91,8 +91,8 @@ def split_heads(shapes: Params, tree: Params) -> Params:
                 matrix = math.prod(shape[:inputs]), math.prod(shape[inputs:])
             if np.shape(value) == matrix:
                 flat[name] = value.reshape(shape)
-    made: Params = unflatten_dict(flat, sep="/")
-    return made
+    split: Params = unflatten_dict(flat, sep="/")
+    return split
 
 
 def fit(shapes: Params, tree: Params, what: str) -> Params:
@@ -103,24 +103,24 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
         tree: nested dict of numpy arrays.
         what: names the weights in the error, e.g. the file.
     Raises:
-        WeightsError: what is missing, has no place, has another shape or is not finite, in one sentence.
+        WeightsError: parameters are missing, unexpected, of another shape or not finite; one sentence.
     """
-    expected, given = flatten_dict(shapes, sep="/"), flatten_dict(split_heads(shapes, tree), sep="/")
-    both = [name for name in expected if name in given]
-    reshaped = [name for name in both if np.shape(given[name]) != tuple(expected[name].shape)]
+    expected, values = flatten_dict(shapes, sep="/"), flatten_dict(split_heads(shapes, tree), sep="/")
+    both = [name for name in expected if name in values]
+    reshaped = [name for name in both if np.shape(values[name]) != tuple(expected[name].shape)]
     faults = {
-        "missing": [name for name in expected if name not in given],
-        "without a place": [name for name in given if name not in expected],
+        "missing": [name for name in expected if name not in values],
+        "without a place": [name for name in values if name not in expected],
         "of another shape": [
-            f"{name} {list(np.shape(given[name]))} where {list(expected[name].shape)} is expected"
+            f"{name} {list(np.shape(values[name]))} where {list(expected[name].shape)} is expected"
             for name in reshaped
         ],
     }
-    told = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
-    if told:
-        raise WeightsError(f"the weights of {what} do not fit this network: {'; '.join(told)}")
-    refuse_unsound({name: given[name] for name in both}, what)
-    cast = {name: np.asarray(given[name], expected[name].dtype) for name in both}
+    messages = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
+    if messages:
+        raise WeightsError(f"the weights of {what} do not fit this network: {'; '.join(messages)}")
+    refuse_unsound({name: values[name] for name in both}, what)
+    cast = {name: np.asarray(values[name], expected[name].dtype) for name in both}
     tree = unflatten_dict(cast, sep="/")
     return tree
 

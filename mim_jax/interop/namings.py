@@ -1,7 +1,7 @@
-"""What others call the parameters of a ViT, told in one vocabulary: timm's names, in torch's layout.
+"""Parameter names of ViTs in other libraries, translated to timm's names, in torch's layout.
 
-`official.from_mae` takes that vocabulary to our tree. A name that is in no table is left out, if it is not part of what
-computes the features.
+`official.from_mae` converts these to our tree. A name without an entry is left out, unless it belongs to what computes the
+features.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ Flat = dict[str, np.ndarray]
 class Naming:
     """One way of naming a ViT's parameters; all but the first two fields are patterns that match whole names.
 
-    patch: name of the patch projection's weight. needs: a name that this naming has and the others have not. blocks: what
+    patch: name of the patch projection's weight. distinctive: a name that only this naming has. blocks: what
     the names in blocks begin with. renames: from, to; the first match wins. norm_eps, activation: of the code that uses
     these names (weights do not tell).
     """
 
     name: str
     patch: str
-    needs: str
+    distinctive: str
     blocks: str
     renames: Renames
     norm_eps: float = 1e-6
     activation: str = "gelu"
 
-    def unknown(self, name: str) -> bool:
+    def is_unsupported(self, name: str) -> bool:
         """Whether a name that is in no table changes the features: part of a block, or a token or norm of its own."""
-        return re.fullmatch(rf"{self.blocks}\.\d+\..*|{EXTRA}", name) is not None
+        return re.fullmatch(rf"{self.blocks}\.\d+\..*|{UNSUPPORTED}", name) is not None
 
     def rename(self, name: str) -> str | None:
         """The name in the common vocabulary; None = in no table."""
@@ -45,7 +45,7 @@ class Naming:
         return None
 
 
-EXTRA = r"(.*\.)?(reg_token|register_tokens|storage_tokens|dist_token|distillation_token|rope.*)|patch_embed\..*norm.*"
+UNSUPPORTED = r"(.*\.)?(reg_token|register_tokens|storage_tokens|dist_token|distillation_token|rope.*)|patch_embed\..*norm.*"
 BUFFERS = r"(.*\.)?(relative_position_index|position_ids|num_batches_tracked)"
 """Follow from the rest; not weights."""
 
@@ -107,7 +107,7 @@ HUGGING_FACE = Naming(
 DINOV2 = dataclasses.replace(
     HUGGING_FACE,
     name="Hugging Face DINOv2",
-    needs=r"(encoder\.layer|layers)\.0\.layer_scale1\.lambda1",
+    distinctive=r"(encoder\.layer|layers)\.0\.layer_scale1\.lambda1",
     norm_eps=1e-6,
 )
 
@@ -157,32 +157,40 @@ OPENAI_CLIP = Naming(
 NAMINGS = (TIMM, DINOV2, HUGGING_FACE, HUGGING_FACE_CLIP, OPENAI_CLIP)
 
 
-def recognise(state: Mapping[str, np.ndarray], prefix: str | None) -> tuple[Naming, str]:
+def detect_naming(state: Mapping[str, np.ndarray], prefix: str | None) -> tuple[Naming, str]:
     """The naming, and what the names of the encoder begin with."""
-    found: dict[str, Naming] = {}
+    candidates: dict[str, Naming] = {}
     for key, value in state.items():
         for naming in NAMINGS:
-            start = key.removesuffix(naming.patch)
-            if start == key or np.ndim(value) != 4 or np.shape(value)[1] != 3:
+            encoder_prefix = key.removesuffix(naming.patch)
+            if encoder_prefix == key or np.ndim(value) != 4 or np.shape(value)[1] != 3:
                 continue  # VQ-KD's decoder has a patch projection, too, from 32 channels
-            names = (name.removeprefix(start) for name in state if name.startswith(start))
-            if any(re.fullmatch(naming.needs, name) for name in names):
-                found.setdefault(start, naming)
+            names = (name.removeprefix(encoder_prefix) for name in state if name.startswith(encoder_prefix))
+            if any(re.fullmatch(naming.distinctive, name) for name in names):
+                candidates.setdefault(encoder_prefix, naming)
     if prefix is not None:
-        found = {start: naming for start, naming in found.items() if start == prefix}
-    if len(found) > 1:  # MoCo: the network and its moving average
-        found = {start: naming for start, naming in found.items() if "momentum" not in start}
-    if not found:
+        candidates = {
+            encoder_prefix: naming
+            for encoder_prefix, naming in candidates.items()
+            if encoder_prefix == prefix
+        }
+    if len(candidates) > 1:  # MoCo: the network and its moving average
+        candidates = {
+            encoder_prefix: naming
+            for encoder_prefix, naming in candidates.items()
+            if "momentum" not in encoder_prefix
+        }
+    if not candidates:
         under = f" under the prefix {prefix!r}" if prefix else ""
         sample = ", ".join(list(state)[:3])
         raise WeightsError(
             f"no ViT was recognised{under} in {len(state)} tensors ({sample}, ...): the names must be those of timm, of "
             "Hugging Face's ViT, BEiT, DINOv2 or CLIP, or of OpenAI's CLIP"
         )
-    if len(found) > 1:
-        raise WeightsError(f"there are several ViTs, under {', '.join(found)}: name the prefix of one")
-    start, naming = next(iter(found.items()))
-    return naming, start
+    if len(candidates) > 1:
+        raise WeightsError(f"there are several ViTs, under {', '.join(candidates)}: name the prefix of one")
+    encoder_prefix, naming = next(iter(candidates.items()))
+    return naming, encoder_prefix
 
 
 def translate(state: Mapping[str, np.ndarray], naming: Naming, prefix: str) -> tuple[Flat, list[str]]:
@@ -194,22 +202,22 @@ def translate(state: Mapping[str, np.ndarray], naming: Naming, prefix: str) -> t
         inside = key.startswith(prefix)
         name = key.removeprefix(prefix)
         if inside and (block := re.fullmatch(rf"{naming.blocks}\.([^.]*)\..*", name)):
-            blocks.add(_number(block.groups()[-1], key))
+            blocks.add(_block_index(block.groups()[-1], key))
         # Hugging Face's BeitForMaskedImageModeling has the final norm beside the encoder.
-        beside = key.startswith("layernorm.") and f"{prefix}{key}" not in state
-        renamed = naming.rename(name) if inside or beside else None
+        is_final_norm = key.startswith("layernorm.") and f"{prefix}{key}" not in state
+        renamed = naming.rename(name) if inside or is_final_norm else None
         if renamed is not None:
             flat[renamed] = np.asarray(value)
-        elif inside and naming.unknown(name) and not re.fullmatch(BUFFERS, name):
+        elif inside and naming.is_unsupported(name) and not re.fullmatch(BUFFERS, name):
             raise WeightsError(f"these weights have {key}, a part that the ViT here does not have")
         elif not re.fullmatch(BUFFERS, name):
             left_out.append(key)
-    if absent := sorted(set(range(max(blocks, default=-1) + 1)) - blocks):
-        raise WeightsError(f"these weights have a block {max(blocks)}, but no block {absent[0]}")
+    if missing := sorted(set(range(max(blocks, default=-1) + 1)) - blocks):
+        raise WeightsError(f"these weights have a block {max(blocks)}, but no block {missing[0]}")
     return flat, left_out
 
 
-def _number(written: str, key: str) -> int:
+def _block_index(written: str, key: str) -> int:
     """The number of a block: 0 to 99, in ASCII digits, without leading zeros."""
     if not re.fullmatch(r"[1-9]?[0-9]", written):
         raise WeightsError(

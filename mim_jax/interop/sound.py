@@ -12,7 +12,7 @@ SHOWN = 3
 
 
 def refuse_unsound(flat: Mapping[str, np.ndarray], what: str) -> None:
-    """Raises WeightsError, which names the parameters, where training could only go wrong or begin from nothing.
+    """Raises WeightsError, naming the parameters, for weights that no trained network has.
 
     Args:
         flat: our names, joined by "/" or ".", to arrays in our layout.
@@ -24,15 +24,15 @@ def refuse_unsound(flat: Mapping[str, np.ndarray], what: str) -> None:
     infinite = [f"{name} ({fault})" for name, value in floats.items() if (fault := _not_finite(value))]
     broken = {name.rpartition(" (")[0] for name in infinite}
     # Zero biases, tables and CLS tokens are how some begin; a kernel of one value has never been trained.
-    flatly = [
+    constant = [
         f"{name} (all {value.flat[0]:g})"
         for name, value in floats.items()
         if name not in broken and name.endswith("kernel") and value.size > 1 and _is_one_value(value)
     ]
-    faults = {"no floating-point numbers": integers, "not finite": infinite, "of one value": flatly}
-    told = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
-    if told:
-        raise WeightsError(f"the weights of {what} cannot be used: {'; '.join(told)}")
+    faults = {"no floating-point numbers": integers, "not finite": infinite, "of one value": constant}
+    messages = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
+    if messages:
+        raise WeightsError(f"the weights of {what} cannot be used: {'; '.join(messages)}")
 
 
 def _is_floating(value: np.ndarray) -> bool:

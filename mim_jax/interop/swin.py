@@ -75,9 +75,9 @@ def _short(name: str) -> str:
 def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Blocks counted through all stages, mergings by the stage before them."""
     blocks = {
-        (int(found[1]), int(found[2]))
+        (int(match[1]), int(match[2]))
         for name in flat
-        if (found := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))
+        if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))
     }
     index = {
         f"layers.{stage}.blocks.{block}.": number for number, (stage, block) in enumerate(sorted(blocks))
@@ -86,10 +86,10 @@ def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     late = 0 if any(name.startswith("layers.0.downsample.") for name in flat) else 1
     out = {}
     for name, value in flat.items():
-        if found := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
-            ours = f"block_{index[found[0]]:02d}." + name[found.end() :]
-        elif found := re.match(r"layers\.(\d+)\.downsample\.", name):
-            ours = f"merge_{int(found[1]) - late}." + name[found.end() :]
+        if match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name):
+            ours = f"block_{index[match[0]]:02d}." + name[match.end() :]
+        elif match := re.match(r"layers\.(\d+)\.downsample\.", name):
+            ours = f"merge_{int(match[1]) - late}." + name[match.end() :]
         else:
             ours = name
         if not _OURS.match(ours):
@@ -102,11 +102,11 @@ def _fused(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Separate q, k, v projections as one; without a k bias (version 2) the other two stay apart."""
     out = {}
     for name, value in flat.items():
-        found = re.match(r"(.*\.attn\.)([qkv])\.(weight|bias)$", name)
-        if not found:
+        match = re.match(r"(.*\.attn\.)([qkv])\.(weight|bias)$", name)
+        if not match:
             out[name] = value
             continue
-        block, letter, kind = found.groups()
+        block, letter, kind = match.groups()
         if kind == "bias" and f"{block}k.bias" not in flat:
             out[f"{block}qkv.{letter}_bias"] = value
         elif letter == "q":

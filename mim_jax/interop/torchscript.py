@@ -30,15 +30,15 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 
-UNFOLDED = 16
+MAX_EXPANSION = 16
 """Times that an archive may be larger than its file."""
-PICKLED = 64 << 20
+MAX_PICKLE_BYTES = 64 << 20
 """Bytes of the archive's pickle: names and shapes."""
-MOST_TENSORS = 100_000
-MOST_COPIES = 4
+MAX_TENSORS = 100_000
+MAX_COPIES = 4
 """Times that the values of an archive may be in its tensors: they may share storages."""
-DEEPEST = 64
-"""Modules inside each other."""
+MAX_DEPTH = 64
+"""Nesting of modules."""
 
 
 class _Module:
@@ -81,21 +81,21 @@ def read_torchscript(file: Path) -> dict[str, np.ndarray]:
 def _check_sizes(archive: zipfile.ZipFile, file: Path) -> None:
     """Raises WeightsError where the archive unfolds to more than weights would: torch does not compress them."""
     total = sum(info.file_size for info in archive.infolist())
-    if total > UNFOLDED * file.stat().st_size:
+    if total > MAX_EXPANSION * file.stat().st_size:
         raise WeightsError(f"has {file.stat().st_size} bytes that unfold to {total}, which are no weights")
     pickled = max(info.file_size for info in archive.infolist() if info.filename.endswith(".pkl"))
-    if pickled > PICKLED:
-        raise WeightsError(f"has a description of {pickled} bytes, more than {PICKLED}")
+    if pickled > MAX_PICKLE_BYTES:
+        raise WeightsError(f"has a description of {pickled} bytes, more than {MAX_PICKLE_BYTES}")
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler for which the world is the table in `find_class`."""
+    """An unpickler that creates only what the table in `find_class` allows."""
 
     def __init__(self, stream: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(stream)
         self._archive, self._folder = archive, folder
         self._storages: dict[tuple[str, str], np.ndarray] = {}
-        self._left = MOST_COPIES * sum(info.file_size for info in archive.infolist())
+        self._bytes_left = MAX_COPIES * sum(info.file_size for info in archive.infolist())
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -115,22 +115,22 @@ class _Reader(pickle.Unpickler):
         _, dtype, key, _, values = pid
         if not isinstance(dtype, np.dtype) or not isinstance(values, int) or not re.fullmatch(r"\w+", key):
             raise WeightsError("has a storage that is described in another way")
-        held = self._storages.get((key, dtype.str))
-        if held is None:
-            held = np.frombuffer(self._archive.read(f"{self._folder}/{key}"), dtype)
-            self._storages[key, dtype.str] = held
-        if not 0 <= values <= len(held):
-            raise WeightsError(f"claims {values} values in a storage that has {len(held)}")
-        return held[:values]
+        values_of_storage = self._storages.get((key, dtype.str))
+        if values_of_storage is None:
+            values_of_storage = np.frombuffer(self._archive.read(f"{self._folder}/{key}"), dtype)
+            self._storages[key, dtype.str] = values_of_storage
+        if not 0 <= values <= len(values_of_storage):
+            raise WeightsError(f"claims {values} values in a storage that has {len(values_of_storage)}")
+        return values_of_storage[:values]
 
     def _tensor(
         self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> np.ndarray:
-        made = _strided(storage, offset, size, stride)
-        self._left -= made.nbytes
-        if self._left < 0:
+        view = _strided(storage, offset, size, stride)
+        self._bytes_left -= view.nbytes
+        if self._bytes_left < 0:
             raise WeightsError("has tensors that share their values so often that they are no weights")
-        return made.copy()
+        return view.copy()
 
 
 def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
@@ -152,21 +152,21 @@ def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tu
 
 
 def _tensors(root: Any) -> dict[str, np.ndarray]:
-    """By dotted names."""
-    found: dict[str, np.ndarray] = {}
-    seen = 0
-    waiting: list[tuple[Any, str, int]] = [(root, "", 0)]
-    while waiting:
-        value, name, depth = waiting.pop()
-        seen += 1
-        if seen > MOST_TENSORS or depth > DEEPEST:
+    """Dotted name -> tensor."""
+    tensors: dict[str, np.ndarray] = {}
+    visited = 0
+    stack: list[tuple[Any, str, int]] = [(root, "", 0)]
+    while stack:
+        value, name, depth = stack.pop()
+        visited += 1
+        if visited > MAX_TENSORS or depth > MAX_DEPTH:
             raise WeightsError("has modules inside each other without end")
         if isinstance(value, np.ndarray):
-            found[name] = value
+            tensors[name] = value
         elif isinstance(value, _Module):
-            inside = [
-                (inner, f"{name}.{attribute}" if name else str(attribute), depth + 1)
-                for attribute, inner in value.attributes.items()
+            children = [
+                (child, f"{name}.{attribute}" if name else str(attribute), depth + 1)
+                for attribute, child in value.attributes.items()
             ]
-            waiting.extend(reversed(inside))
-    return found
+            stack.extend(reversed(children))
+    return tensors

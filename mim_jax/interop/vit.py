@@ -1,4 +1,4 @@
-"""Other people's ViTs to our `encoder` tree: which naming it is, what it holds, and what it cannot tell."""
+"""ViT weights of other libraries to our `encoder` tree, with what they tell about the network."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mim_jax.interop.errors import WeightsError
-from mim_jax.interop.namings import Flat, recognise, translate
+from mim_jax.interop.namings import Flat, detect_naming, translate
 from mim_jax.interop.official import from_mae
 from mim_jax.interop.sound import refuse_unsound
 from mim_jax.models.vit import Params, ViTConfig
@@ -17,12 +17,12 @@ HEAD_WIDTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderFacts:
-    """What the weights of an encoder say of it.
+class EncoderSpec:
+    """What the weights of an encoder tell about it.
 
-    naming: whose names they are. slots: rows of the position table, CLS included (None = no table). grid: (rows, columns)
-    of patches, taken for square (None = the weights do not tell). heads: seen in a relative position bias only. norm:
-    final | mean (meant for the mean of the patch tokens) | none. left_out: names that were not taken. Not in the weights but
+    naming: whose code uses these names. num_positions: rows of the position table, CLS included (None = no table). grid: (rows, columns)
+    of patches, taken for square (None = the weights do not tell). heads: known from a relative position bias only. norm:
+    final | mean (meant for the mean of the patch tokens) | none. left_out: names that are not used. Not in the weights but
     usual with these names: norm_eps, activation.
     """
 
@@ -31,7 +31,7 @@ class EncoderFacts:
     depth: int
     patch: int
     hidden: int
-    slots: int | None
+    num_positions: int | None
     grid: tuple[int, int] | None
     heads: int | None
     cls: bool
@@ -49,7 +49,7 @@ class EncoderFacts:
         """The network of these weights.
 
         Args:
-            heads: None = as seen in the weights, else width / 64.
+            heads: None = as the weights tell, else width / 64.
             image_size: (height, width) in pixels; None = that of the position table.
         Raises:
             WeightsError: heads do not divide the width, or the weights do not tell the image size.
@@ -73,7 +73,7 @@ class EncoderFacts:
             heads=heads,
             # ViTConfig cuts width * ratio to an integer; half a channel more makes it this one.
             mlp_ratio=(self.hidden if exact else self.hidden + 0.5) / self.width,
-            positions="none" if self.slots is None else "learned",
+            positions="none" if self.num_positions is None else "learned",
             relative_bias=self.relative_bias,
             cls=self.cls,
             layer_scale=1.0 if self.layer_scale else None,
@@ -86,14 +86,14 @@ class EncoderFacts:
 
     def describe(self) -> str:
         """One sentence for the user."""
-        positions = "no position table" if self.slots is None else f"{self.slots} positions"
+        positions = "no position table" if self.num_positions is None else f"{self.num_positions} positions"
         parts = {
             "CLS": self.cls,
             "LayerScale": self.layer_scale,
             f"relative bias {self.relative_bias}": self.relative_bias != "none",
             "a norm before block 0": self.pre_norm,
         }
-        has = ", ".join([positions, *(part for part, there in parts.items() if there)])
+        has = ", ".join([positions, *(part for part, is_present in parts.items() if is_present)])
         groups = list(dict.fromkeys(name.split(".")[0] for name in self.left_out))
         left = f"; left out: {', '.join(groups)}" if groups else ""
         return f"{self.naming}: {self.depth} blocks of width {self.width}, patch {self.patch}, {has}{left}"
@@ -101,8 +101,8 @@ class EncoderFacts:
 
 def encoder_from(
     state: Mapping[str, np.ndarray], prefix: str | None = None
-) -> tuple[Params, EncoderFacts]:  # fmt: skip
-    """A PyTorch ViT's state dict to the tree of our `ViT`, and what is known of it.
+) -> tuple[Params, EncoderSpec]:  # fmt: skip
+    """A PyTorch ViT's state dict to the tree of our `ViT`, and its spec.
 
     Naming is recognised: timm, DINO, DeiT, MoCo v3, MAE, MaPeT, BEiT, SimMIM; Hugging Face ViT, ViTMAE, BEiT, DINO, DINOv2;
     CLIP by Hugging Face and OpenAI. Heads, decoders, text towers and momentum copies are left out.
@@ -113,10 +113,10 @@ def encoder_from(
     Raises:
         WeightsError: no ViT or several, or one with parts that ours does not have.
     """
-    naming, prefix = recognise(state, prefix)
+    naming, prefix = detect_naming(state, prefix)
     flat, left_out = translate(state, naming, prefix)
     qkv_bias = _fuse_qkv(flat)
-    grid, heads = _positions(flat)
+    grid, heads = _normalise_positions(flat)
     norm = _final_norm(flat, left_out)
     tree: Params = from_mae(flat)["encoder"]
     patch = flat["patch_embed.proj.weight"]
@@ -131,13 +131,13 @@ def encoder_from(
         raise WeightsError(
             "these weights have a relative position bias per block and one for all: only one is supported"
         )
-    facts = EncoderFacts(
+    spec = EncoderSpec(
         naming=naming.name,
         width=patch.shape[0],
         depth=1 + max(int(name[6:]) for name in tree if name.startswith("block_")),
         patch=patch.shape[2],
         hidden=len(flat.get("blocks.0.mlp.fc1.weight", ())),
-        slots=flat["pos_embed"].shape[1] if "pos_embed" in flat else None,
+        num_positions=flat["pos_embed"].shape[1] if "pos_embed" in flat else None,
         grid=grid,
         heads=heads,
         cls="cls_token" in tree,
@@ -151,7 +151,7 @@ def encoder_from(
         activation=naming.activation,
         left_out=tuple(left_out),
     )
-    return tree, facts
+    return tree, spec
 
 
 def _fuse_qkv(flat: Flat) -> str:
@@ -160,21 +160,21 @@ def _fuse_qkv(flat: Flat) -> str:
         attn = name.removesuffix("q.weight")
         for kind in ("weight", "bias"):
             parts = {part: flat.pop(f"{attn}{part}.{kind}", None) for part in ("q", "k", "v", "kv")}
-            there = {part: value for part, value in parts.items() if value is not None}
-            if list(there) in (["q", "k", "v"], ["q", "kv"]):
-                flat[f"{attn}qkv.{kind}"] = np.concatenate(list(there.values()))
-            elif list(there) == ["q", "v"] and kind == "bias":
-                flat[f"{attn}q_bias"], flat[f"{attn}v_bias"] = there["q"], there["v"]
-            elif there or kind == "weight":
-                had = ", ".join(there) or "none"
+            present = {part: value for part, value in parts.items() if value is not None}
+            if list(present) in (["q", "k", "v"], ["q", "kv"]):
+                flat[f"{attn}qkv.{kind}"] = np.concatenate(list(present.values()))
+            elif list(present) == ["q", "v"] and kind == "bias":
+                flat[f"{attn}q_bias"], flat[f"{attn}v_bias"] = present["q"], present["v"]
+            elif present or kind == "weight":
+                had = ", ".join(present) or "none"
                 raise WeightsError(f"of the q, k and v {kind}s of {attn[:-1]} these weights have {had}")
     if "blocks.0.attn.qkv.bias" in flat:
         return "qkv"
     return "qv" if "blocks.0.attn.q_bias" in flat else "none"
 
 
-def _positions(flat: Flat) -> tuple[tuple[int, int] | None, int | None]:
-    """Brings CLS and the table to [1, n, D], in place; the grid and the heads, where they can be seen."""
+def _normalise_positions(flat: Flat) -> tuple[tuple[int, int] | None, int | None]:
+    """Reshapes CLS and the position table to [1, n, D], in place; returns the grid and the heads where the weights tell."""
     width = flat["patch_embed.proj.weight"].shape[0]
     for name in ("cls_token", "pos_embed"):
         if name in flat:
@@ -186,12 +186,12 @@ def _positions(flat: Flat) -> tuple[tuple[int, int] | None, int | None]:
     tables = [value for name, value in flat.items() if name.endswith("relative_position_bias.table")]
     prefix = int("cls_token" in flat)
     if "pos_embed" in flat:
-        slots = flat["pos_embed"].shape[1]
-        if prefix and _side(slots) and not _side(slots - prefix):
+        num_positions = flat["pos_embed"].shape[1]
+        if prefix and _side(num_positions) and not _side(num_positions - prefix):
             # timm's no_embed_class: CLS has no position, which is a position of 0.
             flat["pos_embed"] = np.pad(flat["pos_embed"], ((0, 0), (1, 0), (0, 0)))
-            slots += 1
-        side = _side(slots - prefix)
+            num_positions += 1
+        side = _side(num_positions - prefix)
     elif tables:
         double = _side(len(tables[0]) - 3 * prefix)  # 2 side - 1
         side = (double + 1) // 2 if double else None

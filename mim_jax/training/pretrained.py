@@ -18,7 +18,7 @@ from mim_jax.config.schema import Config, Model, resolved
 from mim_jax.config.variants import SWINS
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import read_weights, split_heads
-from mim_jax.interop.vit import EncoderFacts, encoder_from
+from mim_jax.interop.vit import EncoderSpec, encoder_from
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.methods.networks import encoder_config
 from mim_jax.methods.rules import name_of
@@ -274,7 +274,7 @@ def read_weights_file(path: Path) -> tuple[Config, Method, Params]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(init: str) -> tuple[Params, EncoderFacts]:
+def _read(init: str) -> tuple[Params, EncoderSpec]:
     state = read_weights(init)
     try:
         return encoder_from(state)

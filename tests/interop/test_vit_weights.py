@@ -12,7 +12,7 @@ import pytest
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import fit, read_weights
 from mim_jax.interop.official import from_mae, from_mapet, from_simmim
-from mim_jax.interop.vit import EncoderFacts, encoder_from
+from mim_jax.interop.vit import EncoderSpec, encoder_from
 from mim_jax.models.vit import ViT
 from mim_jax.targets.pixels import patchify
 from tests.conftest import official
@@ -26,15 +26,15 @@ TIMM = dict(img_size=24, patch_size=8, embed_dim=32, depth=2, num_heads=HEADS, m
 IMAGES = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype(np.float32)
 
 
-def ours(state: dict[str, np.ndarray]) -> tuple[EncoderFacts, np.ndarray, np.ndarray]:
+def ours(state: dict[str, np.ndarray]) -> tuple[EncoderSpec, np.ndarray, np.ndarray]:
     """Facts, rows after the last block, rows after the final norm."""
-    tree, facts = encoder_from(state)
-    config = facts.config(HEADS)
+    tree, spec = encoder_from(state)
+    config = spec.config(HEADS)
     patches = patchify(jnp.asarray(IMAGES), 8)
     shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), patches)["params"]
     params = fit(shapes, tree, "the test")
     layers, normed = jax.jit(lambda x: ViT(config).apply({"params": params}, x, method="layers"))(patches)
-    return facts, layers[-1], normed
+    return spec, layers[-1], normed
 
 
 def theirs(network: Any, call: Callable[[Any, Any], Any]) -> np.ndarray:
@@ -64,19 +64,19 @@ def close(actual: Any, expected: np.ndarray) -> None:
 )
 def test_timm(options: dict) -> None:
     network = shake(oracle("timm").models.vision_transformer.VisionTransformer(**TIMM, **options))
-    facts, _, normed = ours(state_of(network))
+    spec, _, normed = ours(state_of(network))
     close(normed, theirs(network, lambda net, x: net.forward_features(x)))
-    assert (facts.naming, facts.width, facts.depth, facts.patch, facts.hidden) == ("timm", 32, 2, 8, 88)
-    assert facts.layer_scale == ("init_values" in options) and facts.cls == options.get("class_token", True)
-    assert facts.slots == 9 + facts.cls and facts.grid == (3, 3) and facts.heads is None
-    assert facts.qkv_bias == ("qkv" if options.get("qkv_bias", True) else "none")
-    assert facts.left_out == ("head.weight", "head.bias") and facts.describe().endswith("left out: head")
+    assert (spec.naming, spec.width, spec.depth, spec.patch, spec.hidden) == ("timm", 32, 2, 8, 88)
+    assert spec.layer_scale == ("init_values" in options) and spec.cls == options.get("class_token", True)
+    assert spec.num_positions == 9 + spec.cls and spec.grid == (3, 3) and spec.heads is None
+    assert spec.qkv_bias == ("qkv" if options.get("qkv_bias", True) else "none")
+    assert spec.left_out == ("head.weight", "head.bias") and spec.describe().endswith("left out: head")
 
 
 def test_timm_with_a_norm_before_the_blocks() -> None:
     network = shake(oracle("timm").models.vision_transformer.VisionTransformer(**TIMM, pre_norm=True))
-    facts, _, normed = ours(state_of(network))
-    assert facts.pre_norm and not facts.patch_bias and facts.norm_eps == 1e-6
+    spec, _, normed = ours(state_of(network))
+    assert spec.pre_norm and not spec.patch_bias and spec.norm_eps == 1e-6
     close(normed, theirs(network, lambda net, x: net.forward_features(x)))
 
 
@@ -89,14 +89,16 @@ def test_beit_of_timm(shared: bool) -> None:
         use_rel_pos_bias=not shared,
         use_shared_rel_pos_bias=shared,
     )
-    facts, last, normed = ours(state_of(shake(network)))
+    spec, last, normed = ours(state_of(shake(network)))
     close(last, theirs(network, lambda net, x: net.forward_features(x)))
     close(
         np.asarray(normed[:, 1:]), theirs(network, lambda net, x: net.fc_norm(net.forward_features(x)[:, 1:]))
     )
-    assert facts.relative_bias == ("shared" if shared else "per_block") and facts.heads == HEADS
-    assert facts.qkv_bias == "qv" and facts.norm == "mean" and facts.slots is None and facts.grid == (3, 3)
-    assert facts.config().heads == HEADS  # seen in the table
+    assert spec.relative_bias == ("shared" if shared else "per_block") and spec.heads == HEADS
+    assert (
+        spec.qkv_bias == "qv" and spec.norm == "mean" and spec.num_positions is None and spec.grid == (3, 3)
+    )
+    assert spec.config().heads == HEADS  # seen in the table
 
 
 @pytest.mark.parametrize("where", ["memory", "file"])
@@ -110,10 +112,10 @@ def test_vit_of_transformers(where: str, tmp_path: Path) -> None:
         assert any(".layer.0.attention.attention.query" in name for name in state)
     else:
         state = state_of(network)
-    facts, _, normed = ours(state)
+    spec, _, normed = ours(state)
     close(normed, theirs(network, hidden))
-    assert facts.naming == "Hugging Face ViT" and facts.norm_eps == 1e-12 and facts.qkv_bias == "qkv"
-    assert facts.left_out == ("pooler.dense.weight", "pooler.dense.bias") or where == "file"
+    assert spec.naming == "Hugging Face ViT" and spec.norm_eps == 1e-12 and spec.qkv_bias == "qkv"
+    assert spec.left_out == ("pooler.dense.weight", "pooler.dense.bias") or where == "file"
 
 
 def test_beit_of_transformers_with_its_norm_beside_the_encoder(tmp_path: Path) -> None:
@@ -122,22 +124,22 @@ def test_beit_of_transformers_with_its_norm_beside_the_encoder(tmp_path: Path) -
         transformers.BeitConfig(**SMALL, use_shared_relative_position_bias=True, vocab_size=7)
     )
     shake(network).save_pretrained(tmp_path)
-    facts, _, normed = ours(read_weights(tmp_path / "model.safetensors"))
+    spec, _, normed = ours(read_weights(tmp_path / "model.safetensors"))
     close(
         normed,
         theirs(network, lambda net, x: net.layernorm(net.beit(x).last_hidden_state)),
     )
-    assert facts.relative_bias == "shared" and facts.layer_scale and facts.qkv_bias == "qv"
-    assert facts.norm == "final" and {name.split(".")[0] for name in facts.left_out} == {"lm_head"}
+    assert spec.relative_bias == "shared" and spec.layer_scale and spec.qkv_bias == "qv"
+    assert spec.norm == "final" and {name.split(".")[0] for name in spec.left_out} == {"lm_head"}
 
 
 def test_dinov2_of_transformers() -> None:
     transformers = oracle("transformers")
     options = {**SMALL, "intermediate_size": 128}  # it takes a ratio
     network = shake(transformers.Dinov2Model(transformers.Dinov2Config(**options)))
-    facts, _, normed = ours(state_of(network))
+    spec, _, normed = ours(state_of(network))
     close(normed, theirs(network, hidden))
-    assert facts.naming == "Hugging Face DINOv2" and facts.layer_scale and facts.norm_eps == 1e-6
+    assert spec.naming == "Hugging Face DINOv2" and spec.layer_scale and spec.norm_eps == 1e-6
 
 
 def test_openai_names_give_the_tree_of_hugging_faces() -> None:
@@ -162,12 +164,12 @@ def test_openai_names_give_the_tree_of_hugging_faces() -> None:
         for old, new in renames:
             name = name.replace(old, new)
         openai[f"visual.{name}"] = value
-    tree, facts = encoder_from(openai)
+    tree, spec = encoder_from(openai)
     expected, theirs_facts = encoder_from({f"vision_model.{name}": value for name, value in state.items()})
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
-    assert facts.naming == "OpenAI CLIP" and theirs_facts.naming == "Hugging Face CLIP"
-    assert facts.config(HEADS) == theirs_facts.config(HEADS) and facts.activation == "quick_gelu"
-    assert facts.left_out == (
+    assert spec.naming == "OpenAI CLIP" and theirs_facts.naming == "Hugging Face CLIP"
+    assert spec.config(HEADS) == theirs_facts.config(HEADS) and spec.activation == "quick_gelu"
+    assert spec.left_out == (
         "transformer.resblocks.0.ln_1.weight",
         "visual.proj",
     )  # text tower and projection
@@ -180,10 +182,10 @@ def test_openai_names_give_the_tree_of_hugging_faces() -> None:
 def test_the_papers_own_names(fixture: str, convert: Callable) -> None:
     numbers = official(fixture)
     state = {name[2:]: numbers[name] for name in numbers.files if name.startswith("w/")}
-    tree, facts = encoder_from(state)
+    tree, spec = encoder_from(state)
     jax.tree.map(np.testing.assert_array_equal, tree, convert(state)["encoder"])
-    assert facts.naming == "timm" and facts.norm == "final"
-    assert facts.qkv_bias == ("qv" if fixture == "simmim_public" else "qkv")
+    assert spec.naming == "timm" and spec.norm == "final"
+    assert spec.qkv_bias == ("qv" if fixture == "simmim_public" else "qkv")
 
 
 def plain_state(prefix: str = "", **others: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,13 +207,13 @@ def plain_state(prefix: str = "", **others: np.ndarray) -> dict[str, np.ndarray]
 
 def test_momentum_copies_are_left_out_and_other_doubts_are_the_callers() -> None:
     moco = plain_state("base_encoder.") | plain_state("momentum_encoder.")
-    _, facts = encoder_from(moco)
-    assert set(facts.left_out) == set(plain_state("momentum_encoder."))
+    _, spec = encoder_from(moco)
+    assert set(spec.left_out) == set(plain_state("momentum_encoder."))
     dino = plain_state("student.") | plain_state("teacher.")
     with pytest.raises(WeightsError, match=r"several ViTs, under student\., teacher\.: name the prefix"):
         encoder_from(dino)
-    _, facts = encoder_from(dino, prefix="teacher.")
-    assert set(facts.left_out) == set(plain_state("student."))
+    _, spec = encoder_from(dino, prefix="teacher.")
+    assert set(spec.left_out) == set(plain_state("student."))
     with pytest.raises(WeightsError, match="no ViT was recognised under the prefix 'nobody"):
         encoder_from(dino, prefix="nobody.")
 
@@ -244,22 +246,22 @@ def test_what_is_no_such_vit_is_refused_in_one_sentence(state: dict, message: st
 def test_a_partial_file_is_told_by_fit() -> None:
     state = plain_state()
     del state["blocks.0.mlp.fc2.bias"], state["norm.weight"], state["norm.bias"]
-    tree, facts = encoder_from(state)
-    assert facts.norm == "none"
+    tree, spec = encoder_from(state)
+    assert spec.norm == "none"
     patches = jax.ShapeDtypeStruct((1, 4, 48), jnp.float32)
-    shapes = jax.eval_shape(ViT(facts.config(2)).init, jax.random.key(0), patches)["params"]
+    shapes = jax.eval_shape(ViT(spec.config(2)).init, jax.random.key(0), patches)["params"]
     with pytest.raises(WeightsError, match="block_00/mlp/fc2/bias, norm/bias, norm/scale are missing"):
         fit(shapes, tree, "half of it")
 
 
 def test_what_weights_do_not_tell_is_asked_for() -> None:
-    _, facts = encoder_from(plain_state())
-    assert facts.config().heads == 1 and facts.config(4).heads == 4  # width / 64, one at least
+    _, spec = encoder_from(plain_state())
+    assert spec.config().heads == 1 and spec.config(4).heads == 4  # width / 64, one at least
     with pytest.raises(WeightsError, match="3 heads do not divide the width 8"):
-        facts.config(3)
+        spec.config(3)
     state = plain_state()
     del state["pos_embed"]
-    _, facts = encoder_from(state)
+    _, spec = encoder_from(state)
     with pytest.raises(WeightsError, match="do not tell their image size"):
-        facts.config()
-    assert facts.config(image_size=(8, 12)).grid == (2, 3)
+        spec.config()
+    assert spec.config(image_size=(8, 12)).grid == (2, 3)
