@@ -24,8 +24,7 @@ from mim_jax import storage
 from mim_jax.compare.__main__ import run as compare
 from mim_jax.config.check import ConfigError
 from mim_jax.data import DataError, open_dataset
-from mim_jax.data.tokens_cache import TokenCache
-from mim_jax.data.tokens_writer import TokenWriter
+from mim_jax.data.tokens_cache import TokenCache, TokenWriter
 from mim_jax.interop.files import read_weights, write_weights
 from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module

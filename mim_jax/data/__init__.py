@@ -9,8 +9,7 @@ from mim_jax.data.examples import ClassLabel, ClassLabels, Example
 from mim_jax.data.loader import Loader, evaluation_batches
 from mim_jax.data.order import locate
 from mim_jax.data.placement import place
-from mim_jax.data.tokens_cache import TokenCache
-from mim_jax.data.tokens_writer import TokenWriter, write_token_cache
+from mim_jax.data.tokens_cache import TokenCache, TokenWriter, write_token_cache
 from mim_jax.data.views import ClassLabelsView, ClassLabelView, ColumnView, ImageView, SecondSizeView, View
 from mim_jax.data.views.base import Batch
 
