@@ -1,8 +1,13 @@
-"""python -m mim_jax.compare --config=configs/compare.py[:PRESET] --workdir=DIR [--jobs=N] [--config.key=value ...]
+"""Trains and evaluates several methods under equal conditions, and writes tables of the results with their intervals.
 
-Exit codes: 0 all is done, 1 some cells failed (the same command retries them), 2 a mistake of the user's, 75 asked to
-stop (the same command resumes). Runs at a time have an equal number of cores each. On a GPU, --jobs above 1 needs
-XLA_PYTHON_CLIENT_PREALLOCATE=false, or the first run allocates the memory of all.
+    python -m mim_jax.compare --config=configs/compare.py --workdir=runs/comparison
+
+configs/compare.py says which arms, seeds and evaluations there are. Every run of the comparison is a process of its own; runs at a
+time have an equal number of cores each. On a GPU, --jobs above 1 needs XLA_PYTHON_CLIENT_PREALLOCATE=false, or the first run
+allocates the memory of all.
+
+Exit codes: 0 all is done, 1 some cells failed (the same command retries them), 2 a mistake of the user's, 75 asked to stop (the
+same command resumes).
 """
 
 import shlex
@@ -27,15 +32,14 @@ from mim_jax.compare.stages import (
     sets_length,
 )
 from mim_jax.compare.table import Table
-from mim_jax.config.arguments import Parser
+from mim_jax.config.arguments import Parser, command, positive, start
 from mim_jax.config.check import ConfigError
-from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
-from mim_jax.storage import StorageError, make_directory, parse_path, require_local
+from mim_jax.storage import make_directory, parse_path, require_local
 from mim_jax.storage.marker import Marker, check_directory, follow_link, write_marker
 from mim_jax.training.shutdown import EXIT_AGAIN
 
-FAILURES, USAGE_ERROR = 1, 2
+FAILURES = 1
 TASK = "compare"
 OUTCOMES = {
     0: "done",
@@ -51,12 +55,15 @@ def parse(argv: Sequence[str]) -> tuple[ComparisonConfig, Path, int]:
         ConfigError: one sentence.
     """
     parser = Parser("python -m mim_jax.compare", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE[:PRESET]")
-    parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--jobs", default=1, type=int, metavar="N", help="runs at a time")
+    parser.add_config()
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where runs and tables go, on a disk; resumed if it holds some",
+    )
+    parser.add_argument("--jobs", default=1, type=positive, metavar="N", help="runs at a time (1)")
     options, values = parser.parse_with_assignments(argv)
-    if options.jobs < 1:
-        raise ConfigError(f"--jobs={options.jobs} must be at least 1")
     root = require_local(
         follow_link(parse_path(options.workdir, "--workdir")),
         "a comparison's runs share its directory with a lock of the disk",
@@ -135,16 +142,13 @@ def _calibrate(
     return fitted
 
 
+@command
 def run(argv: Sequence[str], main: Sequence[str] = MAIN) -> int:
     """The exit code. A mistake of the user is one sentence on stderr. main: the command that runs a stage."""
-    try:
-        comparison, root, num_jobs = parse(argv)
-        command = shlex.join(["python", "-m", "mim_jax.compare", *argv])
-        return compare(comparison, root, num_jobs, main, command)
-    except (ConfigError, StorageError) as error:
-        print_error(error)
-        return USAGE_ERROR
+    comparison, root, num_jobs = parse(argv)
+    command_line = shlex.join(["python", "-m", "mim_jax.compare", *argv])
+    return compare(comparison, root, num_jobs, main, command_line)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(start(run, sys.argv[1:]))

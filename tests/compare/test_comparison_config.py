@@ -51,7 +51,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "budget": (["--config.budget=time", "--config.data={data}"], "config.budget is 'time'"),
     "stray argument": (["--confg.data=x"], "--confg.data=x"),
-    "jobs": (["--jobs=0"], "--jobs=0"),
+    "jobs": (["--jobs=0"], "--jobs: 0 must be a whole number of at least 1"),
 }
 
 
