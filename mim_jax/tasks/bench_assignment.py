@@ -3,7 +3,7 @@
     python -m mim_jax.tasks.bench_assignment [--points=2048] [--dim=4096] [--clusters=8192] [--rounds=9]
 
 All take turns on one device, so that what else the machine does hits all alike; medians of the rounds count. The ratio is
-the median over rounds of the faster matmul's time to the own time. GFLOP are those of the matmul, for all; all compute in
+the median over rounds of the faster matmul's time to that of the work itself. GFLOP are those of the matmul, for all; all compute in
 true float32.
 """
 
@@ -35,10 +35,10 @@ def run(argv: Sequence[str]) -> int:
     matmul = [min(pair) for pair in zip(times["matmul x c'"], times["matmul x c"], strict=True)]
     print(f"{jax.devices()[0].device_kind}, n={n} d={d} k={k}, jax {jax.__version__}\n")
     print("| work | ms | GFLOP/s | of the faster matmul |\n|---|---|---|---|")
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(matmul, own, strict=True))
-        middle = statistics.median(own)
-        print(f"| {name} | {1e3 * middle:.1f} | {2e-9 * n * d * k / middle:.1f} | {ratio:.3f} |")
+    for name, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(matmul, seconds, strict=True))
+        median = statistics.median(seconds)
+        print(f"| {name} | {1e3 * median:.1f} | {2e-9 * n * d * k / median:.1f} | {ratio:.3f} |")
     return 0
 
 

@@ -61,28 +61,28 @@ def convert(source: str | Path, target: str | Path, key: str | None = None) -> s
         raise WeightsError(f"{file} is safetensors already: use it as it is")
     if out.exists() or os.path.islink(out):
         raise WeightsError(f"{out} is there already: delete it or name another file")
-    found: Mapping[str, Any]
+    entries: Mapping[str, Any]
     if is_torchscript(file):
-        found, where = read_torchscript(file), ""
+        entries, where = read_torchscript(file), ""
     else:
         torch = _torch()
-        found, where = _state_dict(_read(torch, file), key, torch, file)
+        entries, where = _state_dict(_read(torch, file), key, torch, file)
         try:
-            found = {str(name): _array(torch, value) for name, value in found.items()}
+            entries = {str(name): _array(torch, value) for name, value in entries.items()}
         except WeightsError as error:
             raise WeightsError(f"{file} {error}") from error
-    state = {name: plain(value) for name, value in found.items() if _is_number(value)}
-    others = len(found) - len(state)
+    state = {name: plain(value) for name, value in entries.items() if _is_number(value)}
+    dropped = len(entries) - len(state)
     if not state:
-        raise WeightsError(f"{file} holds no weights (none of its {others} entries is a tensor of numbers)")
+        raise WeightsError(f"{file} holds no weights (none of its {dropped} entries is a tensor of numbers)")
     if all(name.startswith("module.") for name in state):  # torch's DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     # "format" is what transformers asks of a file in torch's layout.
     write_weights(out, state, {"format": "pt", "source": file.name, "converter": "mim_jax.convert_torch"})
     values = sum(value.size for value in state.values())
     types = ", ".join(sorted({str(value.dtype) for value in state.values()}))
-    dropped = f"; {others} entries that are no numbers were left out" if others else ""
-    return f"{out}: {len(state)} tensors, {values:,} values ({types}){where}{dropped}"
+    note = f"; {dropped} entries that are no numbers were left out" if dropped else ""
+    return f"{out}: {len(state)} tensors, {values:,} values ({types}){where}{note}"
 
 
 def _torch() -> Any:
@@ -103,14 +103,14 @@ def _torch() -> Any:
 def _read(torch: Any, file: Path) -> Any:
     """What is in the file, by torch's restricted reader."""
     # What training code leaves beside the weights, and what does nothing when it is read.
-    harmless = [
+    allowed_globals = [
         argparse.Namespace,
         np.dtype,
         *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
         *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     ]
     try:
-        with torch.serialization.safe_globals(harmless), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(allowed_globals), warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ... by what is wrong
         raise WeightsError(_refusal(file, error)) from error

@@ -163,11 +163,11 @@ class Points:
 
 def _from_all_hosts(values: Sequence[int]) -> Indices:
     """Integers below 2**62 of every host, int64 [hosts, n]; -1 and up."""
-    own = np.asarray(values, np.int64)
+    local = np.asarray(values, np.int64)
     if jax.process_count() == 1:
-        return own[None]
+        return local[None]
     # As 32-bit words: jax would cut 64 bits off.
-    words = np.asarray(multihost_utils.process_allgather(own.view(np.int32)))
+    words = np.asarray(multihost_utils.process_allgather(local.view(np.int32)))
     return np.ascontiguousarray(words.reshape(jax.process_count(), -1)).view(np.int64)
 
 
