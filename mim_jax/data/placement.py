@@ -11,15 +11,15 @@ def place(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict
     return {key: make(sharding, value) for key, value in batch.items()}
 
 
-class OwnDevices:
-    """This host's devices, for work that hosts do each on its own: rows divided over them, parameters whole on each."""
+class LocalDevices:
+    """This host's devices, for work that each host does by itself: rows sharded over them, parameters replicated."""
 
     def __init__(self) -> None:
         self._devices = jax.local_devices()
         mesh = jax.sharding.Mesh(np.array(self._devices), ("data",))
-        self.rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        self.whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    def divisible(self, batch_size: int) -> int:
+    def round_up(self, batch_size: int) -> int:
         """The batch size, or the next larger one that the devices can share."""
         return -(-batch_size // len(self._devices)) * len(self._devices)

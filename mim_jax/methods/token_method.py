@@ -33,7 +33,13 @@ from mim_jax.storage import parse_path
 from mim_jax.targets.pixels import flip_where, to_unit
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.kmeans import KMeansOptions, check_distinct, fit_kmeans
-from mim_jax.tokenizers.tokenizer import NAMES, Tokenizer, opened, refuse_misfit, tokenizer_flops
+from mim_jax.tokenizers.tokenizer import (
+    NAMES,
+    Tokenizer,
+    check_tokenizer_fits,
+    open_tokenizer_cached,
+    tokenizer_flops,
+)
 
 TEACHER = "teacher"
 """Batch key of the image at the size of a tokenizer that runs in every step, and artefact key of its weights."""
@@ -83,8 +89,8 @@ class TokenMethod(ViTMethod):
         o = self.token_options
         if o.tokens or not o.weights:
             return None
-        tokenizer = opened(o.tokenizer, o.weights)
-        refuse_misfit(tokenizer, o.weights, self.vocabulary, self.vit.grid)
+        tokenizer = open_tokenizer_cached(o.tokenizer, o.weights)
+        check_tokenizer_fits(tokenizer, o.weights, self.vocabulary, self.vit.grid)
         return tokenizer
 
     @property
@@ -137,7 +143,9 @@ class TokenMethod(ViTMethod):
             source_fingerprint=parent.fingerprint,
         )
         if options.weights:
-            expect["tokenizer_fingerprint"] = opened(options.tokenizer, options.weights).fingerprint
+            expect["tokenizer_fingerprint"] = open_tokenizer_cached(
+                options.tokenizer, options.weights
+            ).fingerprint
         cache = TokenCache.open(folder, expect=expect)
         return SubsetColumn(cache, dataset) if isinstance(dataset, Subset) else cache
 

@@ -66,13 +66,13 @@ def run(argv: Sequence[str]) -> int:
     runs = [prepare(spec, batch_size) for spec in specs]
     times: list[list[tuple[float, ...]]] = [[] for _ in runs]
     for round_number in range(options.rounds + 2):
-        for own, (_, *works) in zip(times, runs, strict=True):
-            measured = tuple(seconds(work) for work in works)
+        for samples, (_, *works) in zip(times, runs, strict=True):
+            seconds_of_round = tuple(seconds(work) for work in works)
             if round_number >= 2:  # the first rounds compile and warm up
-                own.append(measured)
+                samples.append(seconds_of_round)
     results = []
-    for spec, (method, *_), own in zip(specs, runs, times, strict=True):
-        step, corrupt, passes = (statistics.median(column) for column in zip(*own, strict=True))
+    for spec, (method, *_), samples in zip(specs, runs, times, strict=True):
+        step, corrupt, passes = (statistics.median(column) for column in zip(*samples, strict=True))
         results.append(Timed(spec, method.flops(), step, corrupt, passes, interval_of(method)))
     print(table(results, batch_size))
     return 0

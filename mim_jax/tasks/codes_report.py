@@ -25,39 +25,39 @@ Examples = Sequence[tuple[int, npt.NDArray[np.uint8]]]
 CODES = 32
 PATCHES = 10
 SHOWN_IMAGES = 1024
-"""How many of the most used codes are shown, by how many patches each, from how many images of the source at most."""
+"""How many of the most used codes are shown, by how many patches each, from how many images of the data set at most."""
 
 
 def most_used(
-    few: Dataset, view: ImageView, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
+    shown: Dataset, view: ImageView, grid: tuple[int, int], counts: Counts, ids: npt.NDArray[np.integer]
 ) -> Examples:
     """Patches of the most used codes, no two of one image, and spread over the images that have the code.
 
     Args:
-        few: some images, spread over a source: many lie in the order of their classes.
+        shown: some images, spread over a data set: many lie in the order of their classes.
         view: the tokenizer's view. grid: rows and columns of ids. counts: int [V].
-        ids: integers [n, L] of all `few`.
+        ids: integers [n, L] of all `shown`.
     """
-    limit = len(few)
-    images = np.concatenate([b["image"][b["valid"]] for b in evaluation_batches(few, view, batch_size=64)])
+    limit = len(shown)
+    images = np.concatenate([b["image"][b["valid"]] for b in evaluation_batches(shown, view, batch_size=64)])
     height, width = view.size[0] // grid[0], view.size[1] // grid[1]
     cells = (
         images.reshape(limit, grid[0], height, grid[1], width, 3)
         .swapaxes(2, 3)
         .reshape(limit, -1, height, width, 3)
     )
-    shown = []
+    examples = []
     for code in np.argsort(-counts, kind="stable")[:CODES]:
         image, cell = np.nonzero(np.asarray(ids) == code)
         image, first = np.unique(image, return_index=True)
         count = min(PATCHES, len(image))
         at = np.arange(count) * len(image) // max(count, 1)
-        shown.append((int(code), cells[image[at], cell[first][at]]))
-    return shown
+        examples.append((int(code), cells[image[at], cell[first][at]]))
+    return examples
 
 
 def write_codes_report(
-    path: Path, title: str, facts: Mapping[str, str], counts: Counts, examples: Examples
+    path: Path, title: str, properties: Mapping[str, str], counts: Counts, examples: Examples
 ) -> None:
     """Writes the page: one file, opens offline. counts: int [V], how often each code was given."""
     environment = jinja2.Environment(
@@ -74,7 +74,7 @@ def write_codes_report(
     }
     page = environment.get_template("codes_report.html.jinja").render(
         title=title,
-        facts={**facts, **numbers},
+        facts={**properties, **numbers},
         usage=data_uri(_usage(counts)),
         codes=data_uri(_codes(examples)),
     )

@@ -16,7 +16,7 @@ from mim_jax.config.check import ConfigError, build
 from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, words
 from mim_jax.config.schema import Config
 from mim_jax.data import Dataset, ImageView, Subset, evaluation_batches, even_numbers, make_crop
-from mim_jax.data.placement import OwnDevices
+from mim_jax.data.placement import LocalDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import clock
 from mim_jax.storage import open_to_append, require_local
@@ -96,40 +96,42 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
         mean=config.data.mean,
         std=config.data.std,
     )
-    d = config.data
-    source = open_split(d, d.split, config.seed)
-    a = config.augment
-    view = ImageView(teacher.image_size, make_crop(a.crop, a.scale, a.ratio), resample=a.resample)
-    patches = len(source) * teacher.grid[0] * teacher.grid[1]
+    data, augment = config.data, config.augment
+    dataset = open_split(data, data.split, config.seed)
+    crop = make_crop(augment.crop, augment.scale, augment.ratio)
+    view = ImageView(teacher.image_size, crop, resample=augment.resample)
+    patches = len(dataset) * teacher.grid[0] * teacher.grid[1]
     files = FeatureFiles(
         workdir / "features",
-        source,
+        dataset,
         teacher,
         share=min(1.0, options.vocabulary * options.points_per_code / patches),
         seed=config.seed,
         dtype=options.features_dtype,
     )
     run_directory.acquire(config)
-    say(f"data     {source.describe()}")
+    say(f"data     {dataset.describe()}")
     say(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
     say(f"points   {files.describe()}")
     if (workdir / FILE).exists():
         say(f"finished before: {workdir / FILE}")
         return 0
     with Shutdown() as shutdown:
-        done = files.write(params, view, batch_size=BATCH, threads=d.threads, stop=lambda: shutdown.requested)
-        fitted = _fit(config, options, files, workdir, shutdown) if done else None
-    if fitted is None:
+        complete = files.write(
+            params, view, batch_size=BATCH, threads=data.threads, stop=lambda: shutdown.requested
+        )
+        result = _fit(config, options, files, workdir, shutdown) if complete else None
+    if result is None:
         run_directory.keep_replaced()
         say("asked to stop; the same command, without --overwrite, goes on")
         return EXIT_AGAIN
     if jax.process_index() == 0:
         say(
-            f"result   inertia {fitted.inertia:.6g} over {fitted.points} features, {100 * fitted.usage:.2f} % of the codes"
-            f" used, perplexity {fitted.perplexity:.1f}"
+            f"result   inertia {result.inertia:.6g} over {result.points} features, {100 * result.usage:.2f} % of the codes"
+            f" used, perplexity {result.perplexity:.1f}"
         )
-        save_kmeans(workdir / FILE, teacher, params, fitted.centroids)
-        _report(workdir, source, view, teacher, {"centroids": fitted.centroids, "teacher": params})
+        save_kmeans(workdir / FILE, teacher, params, result.centroids)
+        _report(workdir, dataset, view, teacher, {"centroids": result.centroids, "teacher": params})
         say(f"tokenizer {workdir / FILE}\nreport    {workdir / REPORT}")
         if not options.keep_features:
             shutil.rmtree(files.folder)
@@ -148,7 +150,7 @@ def _fit(
     """The k-means over the features; None = asked to stop."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all features are written")
-    chosen = KMeansOptions(
+    kmeans_options = KMeansOptions(
         clusters=options.vocabulary,
         iterations=options.iterations,
         restarts=options.restarts,
@@ -174,28 +176,28 @@ def _fit(
             raise _Stopped
 
     try:
-        return fit_kmeans(files, chosen, directory=workdir / "kmeans", report=report)
+        return fit_kmeans(files, kmeans_options, directory=workdir / "kmeans", report=report)
     except _Stopped:
         return None
     except ValueError as error:
         raise ConfigError(f"k-means: {error}") from error
 
 
-def _report(workdir: Path, source: Dataset, view: ImageView, teacher: Teacher, params: Params) -> None:
-    """The page of the codes, from images spread over the source."""
-    few = Subset(source, even_numbers(len(source), SHOWN_IMAGES))
-    own = OwnDevices()
-    placed = jax.device_put(params, own.whole)
+def _report(workdir: Path, dataset: Dataset, view: ImageView, teacher: Teacher, params: Params) -> None:
+    """The page of the codes, from images spread over the dataset."""
+    shown = Subset(dataset, even_numbers(len(dataset), SHOWN_IMAGES))
+    devices = LocalDevices()
+    placed = jax.device_put(params, devices.replicated)
     tokenise = jax.jit(lambda params, images: kmeans_ids(teacher)(params, to_unit(images)))
-    found = [
-        np.asarray(tokenise(placed, jax.device_put(batch["image"], own.rows)))[batch["valid"]]
-        for batch in evaluation_batches(few, view, batch_size=own.divisible(BATCH))
+    batches_of_ids = [
+        np.asarray(tokenise(placed, jax.device_put(batch["image"], devices.sharded)))[batch["valid"]]
+        for batch in evaluation_batches(shown, view, batch_size=devices.round_up(BATCH))
     ]
-    ids = np.concatenate(found)
+    ids = np.concatenate(batches_of_ids)
     counts = np.bincount(ids.ravel(), minlength=len(params["centroids"]))
-    examples = most_used(few, view, teacher.grid, counts, ids)
-    facts = {
+    examples = most_used(shown, view, teacher.grid, counts, ids)
+    properties = {
         "teacher": str(teacher.config["kind"]),
-        "counted on": f"{len(ids)} of {len(source)} images of {source.name}, spread over all",
+        "counted on": f"{len(ids)} of {len(dataset)} images of {dataset.name}, spread over all",
     }
-    write_codes_report(workdir / REPORT, f"Codes of {source.name}", facts, counts, examples)
+    write_codes_report(workdir / REPORT, f"Codes of {dataset.name}", properties, counts, examples)

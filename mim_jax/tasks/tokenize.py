@@ -32,7 +32,7 @@ from mim_jax.data import (
     even_numbers,
     make_crop,
 )
-from mim_jax.data.placement import OwnDevices
+from mim_jax.data.placement import LocalDevices
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import HELD_OUT, TokenOptions
@@ -41,7 +41,7 @@ from mim_jax.storage import Lock
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
 from mim_jax.tokenizers.assignment import usage_and_perplexity
-from mim_jax.tokenizers.tokenizer import Tokenizer, open_tokenizer, refuse_misfit
+from mim_jax.tokenizers.tokenizer import Tokenizer, check_tokenizer_fits, open_tokenizer
 from mim_jax.training import distributed
 from mim_jax.training.datasets import open_split
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
@@ -105,88 +105,96 @@ def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> 
     tokenizer = open_tokenizer(options.tokenizer, options.weights)
     model = resolve_model(config.model, jax.default_backend())
     patch, (height, width) = resolved(model.patch), image_size(model)
-    refuse_misfit(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
-    d, a = config.data, config.augment
-    source, test_dataset = (open_split(d, split, config.seed) for split in (d.split, d.test_split))
-    view, held_out_view = (
-        ImageView(tokenizer.image_size, make_crop(crop, a.scale, a.ratio), resample=tokenizer.resample)
-        for crop in (config.augment.crop, config.augment.eval_crop)
+    check_tokenizer_fits(tokenizer, options.weights, options.vocabulary, (height // patch, width // patch))
+    data, augment = config.data, config.augment
+    train_dataset, test_dataset = (
+        open_split(data, split, config.seed) for split in (data.split, data.test_split)
     )
-    writer = TokenWriter(options.tokens, _header(tokenizer, source, view), ROWS_PER_SHARD)
-    parts = [Part("training images", source, view, writer)]
-    # Held-out ids lie in the cache from the first: it is whole or not there at all.
+    view, held_out_view = (
+        ImageView(
+            tokenizer.image_size, make_crop(crop, augment.scale, augment.ratio), resample=tokenizer.resample
+        )
+        for crop in (augment.crop, augment.eval_crop)
+    )
+    writer = TokenWriter(options.tokens, _header(tokenizer, train_dataset, view), ROWS_PER_SHARD)
+    splits = [_Split("training images", train_dataset, view, writer)]
+    # Held-out ids come first and lie inside the cache, which is complete or absent.
     if not (writer.partial / HELD_OUT / HEADER).exists():
         header = _header(tokenizer, test_dataset, held_out_view)
-        own = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
-        parts.insert(0, Part("held-out images", test_dataset, held_out_view, own))
+        held_out_writer = TokenWriter(writer.partial / HELD_OUT, header, ROWS_PER_SHARD)
+        splits.insert(0, _Split("held-out images", test_dataset, held_out_view, held_out_writer))
     lock = Lock(writer.lock_file, f"the token cache {writer.path}")
     distributed.first_process_does(lock.acquire, f"have {writer.path} for this command")
     try:
-        return _tokenize(config, tokenizer, parts, batch_size)
+        return _tokenize(config, tokenizer, splits, batch_size)
     finally:
         lock.release()
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A split whose ids are to be written."""
+class _Split:
+    """A split whose ids are to be written. images: 'training images'."""
 
-    what: str
-    source: Dataset
+    images: str
+    dataset: Dataset
     view: ImageView
     writer: TokenWriter
 
 
-def _tokenize(config: Config, tokenizer: Tokenizer, parts: Sequence[Part], batch_size: int) -> int:
-    """Writes all parts; the last one is that of the training images, in whose folder the others lie."""
-    source, view, writer = parts[-1].source, parts[-1].view, parts[-1].writer
-    for part in parts:
-        say(f"data     {part.what}: {part.source.describe()}")
+def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], batch_size: int) -> int:
+    """Writes all splits; the last one is that of the training images, in whose directory the others lie."""
+    dataset, view, writer = splits[-1].dataset, splits[-1].view, splits[-1].writer
+    for split in splits:
+        say(f"data     {split.images}: {split.dataset.describe()}")
     say(
         f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
     )
     with Shutdown() as shutdown:
-        finished = all(_write(tokenizer, part, config.data.threads, batch_size, shutdown) for part in parts)
+        finished = all(
+            _write(tokenizer, split, config.data.threads, batch_size, shutdown) for split in splits
+        )
     if not finished:
         say("asked to stop; the same command goes on from the shards that are written")
         return EXIT_AGAIN
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0:
-        for part in parts[:-1]:
-            part.writer.finish()
+        for split in splits[:-1]:
+            split.writer.finish()
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         for shard in range(writer.num_shards):
             counts += np.bincount(np.ravel(writer.shard(shard)), minlength=tokenizer.vocabulary)
         usage, perplexity = usage_and_perplexity(counts)
-        few = Subset(source, even_numbers(len(source), SHOWN_IMAGES))
-        examples = most_used(few, view, tokenizer.grid, counts, _rows(writer, few.numbers(range(len(few)))))
+        shown = Subset(dataset, even_numbers(len(dataset), SHOWN_IMAGES))
+        examples = most_used(
+            shown, view, tokenizer.grid, counts, _read_rows(writer, shown.numbers(range(len(shown))))
+        )
         writer.finish()
         say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
         page = writer.path.with_name(f"{writer.path.name}.html")
-        facts = {
+        properties = {
             "tokens": str(writer.path),
             "tokenizer": f"{tokenizer.name} {tokenizer.fingerprint}",
-            "counted on": source.describe(),
-            "patches": f"of {len(few)} images spread over the source",
+            "counted on": dataset.describe(),
+            "patches": f"of {len(shown)} images spread over the source",
             "view": f"{view.crop.name}, {view.size[0]} x {view.size[1]} px",
         }
-        write_codes_report(page, f"{tokenizer.name} tokens of {source.name}", facts, counts, examples)
+        write_codes_report(page, f"{tokenizer.name} tokens of {dataset.name}", properties, counts, examples)
         say(f"cache    {writer.path}\nreport   {page}")
     return 0
 
 
-def _rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
+def _read_rows(writer: TokenWriter, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
     """The written ids [n, L] of the examples `numbers`, ascending."""
-    parts = []
+    ids = []
     for shard in range(writer.num_shards):
         rows = writer.rows(shard)
-        own = numbers[(numbers >= rows.start) & (numbers < rows.stop)]
-        parts.append(np.asarray(writer.shard(shard)[own - rows.start]))
-    return np.concatenate(parts)
+        in_shard = numbers[(numbers >= rows.start) & (numbers < rows.stop)]
+        ids.append(np.asarray(writer.shard(shard)[in_shard - rows.start]))
+    return np.concatenate(ids)
 
 
-def _header(tokenizer: Tokenizer, source: Dataset, view: ImageView) -> dict[str, Any]:
+def _header(tokenizer: Tokenizer, dataset: Dataset, view: ImageView) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -194,21 +202,21 @@ def _header(tokenizer: Tokenizer, source: Dataset, view: ImageView) -> dict[str,
         "grid": tokenizer.grid,
         "view": view.crop.name,
         "size": view.size,
-        "source": source.name,
-        "length": len(source),
-        "source_fingerprint": source.fingerprint,
+        "source": dataset.name,
+        "length": len(dataset),
+        "source_fingerprint": dataset.fingerprint,
     }
 
 
-def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shutdown: Shutdown) -> bool:
+def _write(tokenizer: Tokenizer, split: _Split, threads: int, batch_size: int, shutdown: Shutdown) -> bool:
     """Writes this host's missing shards; False = asked to stop before the end.
 
-    A host works on its own devices alone: hosts may be at different speeds, and one that is restarted disturbs no other.
+    A host uses its local devices only: hosts may be at different speeds, and one that is restarted disturbs no other.
     """
-    what, source, view, writer = part.what, part.source, part.view, part.writer
-    own_devices = OwnDevices()
-    params = jax.device_put(tokenizer.params, own_devices.whole)
-    batch_size = own_devices.divisible(batch_size)
+    writer = split.writer
+    devices = LocalDevices()
+    params = jax.device_put(tokenizer.params, devices.replicated)
+    batch_size = devices.round_up(batch_size)
 
     @jax.jit
     def ids(params: Any, images: jax.Array) -> jax.Array:
@@ -216,16 +224,18 @@ def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shut
         with jax.default_matmul_precision("highest"):
             return tokenizer.ids(params, to_unit(images))
 
-    own = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
-    total = sum(len(writer.rows(shard)) for shard in own)
-    if len(own) < writer.num_shards:
-        say(f"shards   {len(own)} of {writer.num_shards} of the {what} are this process's to write")
-    with Progress(f"token ids, {what}", total) as progress:
-        for shard in own:
-            examples, parts = writer.rows(shard), []
+    shards = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
+    total = sum(len(writer.rows(shard)) for shard in shards)
+    if len(shards) < writer.num_shards:
+        say(
+            f"shards   {len(shards)} of {writer.num_shards} of the {split.images} are this process's to write"
+        )
+    with Progress(f"token ids, {split.images}", total) as progress:
+        for shard in shards:
+            examples, ids_of_shard = writer.rows(shard), []
             batches = evaluation_batches(
-                source,
-                view,
+                split.dataset,
+                split.view,
                 batch_size=batch_size,
                 first=examples.start,
                 limit=len(examples),
@@ -235,8 +245,8 @@ def _write(tokenizer: Tokenizer, part: Part, threads: int, batch_size: int, shut
                 if shutdown.requested:
                     batches.close()
                     return False
-                made = ids(params, jax.device_put(batch["image"], own_devices.rows))
-                parts.append(np.asarray(made)[batch["valid"]])
-                progress.update(len(parts[-1]))
-            writer.write(shard, np.concatenate(parts))
+                batch_ids = ids(params, jax.device_put(batch["image"], devices.sharded))
+                ids_of_shard.append(np.asarray(batch_ids)[batch["valid"]])
+                progress.update(len(ids_of_shard[-1]))
+            writer.write(shard, np.concatenate(ids_of_shard))
     return True

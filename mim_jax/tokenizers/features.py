@@ -1,7 +1,7 @@
 """A sample of a teacher's features of all images, kept as files: k-means passes over them many times, the teacher once.
 
 features-00000.npy holds those of the first CHUNK images, and so on. Which patches of an image are taken is a function of (seed,
-image) alone, so that any number of hosts makes the same files, and a pass that was stopped goes on.
+image) alone, so that any number of hosts makes the same files, and a pass that was stopped resumes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mim_jax.data import DataError, Dataset, ImageView, evaluation_batches
 from mim_jax.data.keys import permutation, uniforms
 from mim_jax.data.npy import open_npy
-from mim_jax.data.placement import OwnDevices
+from mim_jax.data.placement import LocalDevices
 from mim_jax.models.vit import Params
 from mim_jax.progress import Progress
 from mim_jax.reading import Unreadable
@@ -28,21 +28,21 @@ Features = npt.NDArray[np.floating[Any]]
 
 
 class FeatureFiles:
-    """The files of one source and teacher in a folder.
+    """The files of one data set and teacher in a directory.
 
-    share: expected share of an image's patches that is kept. dtype: of the files.
+    share: expected share of an image's patches that is sampled. dtype: of the files.
     """
 
     def __init__(
-        self, folder: Path, source: Dataset, teacher: Teacher, *, share: float, seed: int, dtype: str
+        self, folder: Path, dataset: Dataset, teacher: Teacher, *, share: float, seed: int, dtype: str
     ) -> None:
-        self.folder, self._source, self._teacher = folder, source, teacher
+        self.folder, self._dataset, self._teacher = folder, dataset, teacher
         self._share, self._seed, self._dtype = share, seed, np.dtype(dtype)
-        self.num_files = -(-len(source) // CHUNK)
+        self.num_files = -(-len(dataset) // CHUNK)
 
     def describe(self) -> str:
         """How many features there will be, and what they take on the disk."""
-        count = self._share * len(self._source) * self._teacher.grid[0] * self._teacher.grid[1]
+        count = self._share * len(self._dataset) * self._teacher.grid[0] * self._teacher.grid[1]
         size = count * self._teacher.width * self._dtype.itemsize / 2**20
         return f"about {count:.0f} features of {self._teacher.width} numbers, {size:.0f} MiB in {self.folder}"
 
@@ -60,22 +60,22 @@ class FeatureFiles:
         view: the view, of the teacher's size.
         """
         make_directory(self.folder)
-        own_devices = OwnDevices()
-        placed = jax.device_put(params, own_devices.whole)
-        batch_size = own_devices.divisible(batch_size)
+        devices = LocalDevices()
+        placed = jax.device_put(params, devices.replicated)
+        batch_size = devices.round_up(batch_size)
 
         @jax.jit
         def features(params: Params, images: jax.Array) -> jax.Array:
             return self._teacher.features(params, to_unit(images))
 
         missing = [number for number in range(self.num_files) if not self._file(number).exists()]
-        own = [number for number in missing if number % jax.process_count() == jax.process_index()]
-        images = sum(min(CHUNK, len(self._source) - number * CHUNK) for number in own)
+        local = [number for number in missing if number % jax.process_count() == jax.process_index()]
+        images = sum(min(CHUNK, len(self._dataset) - number * CHUNK) for number in local)
         with Progress("features", images) as progress:
-            for number in own:
-                kept = []
+            for number in local:
+                sample = []
                 batches = evaluation_batches(
-                    self._source,
+                    self._dataset,
                     view,
                     batch_size=batch_size,
                     first=number * CHUNK,
@@ -86,11 +86,11 @@ class FeatureFiles:
                     if stop():
                         batches.close()
                         return False
-                    made = np.asarray(features(placed, jax.device_put(batch["image"], own_devices.rows)))
+                    values = np.asarray(features(placed, jax.device_put(batch["image"], devices.sharded)))
                     rows = np.flatnonzero(batch["valid"])
-                    kept += [made[row, self._chosen(int(batch["index"][row]))] for row in rows]
+                    sample += [values[row, self._sampled_patches(int(batch["index"][row]))] for row in rows]
                     progress.update(len(rows))
-                self._save(number, np.concatenate(kept).astype(self._dtype))
+                self._save(number, np.concatenate(sample).astype(self._dtype))
         return True
 
     def __call__(self) -> Iterator[tuple[Features, npt.NDArray[np.int64]]]:
@@ -102,8 +102,8 @@ class FeatureFiles:
                 yield part, np.arange(start, start + len(part))
             start += len(part)
 
-    def _chosen(self, index: int) -> npt.NDArray[np.int64]:
-        """Patches of an image that are kept, ascending: all alike likely, and `share` of them on average."""
+    def _sampled_patches(self, index: int) -> npt.NDArray[np.int64]:
+        """Patches of an image that are sampled, ascending: all equally likely, and `share` of them on average."""
         patches = self._teacher.grid[0] * self._teacher.grid[1]
         (extra,) = uniforms(1, self._seed, "share", index)
         count = min(patches, int(self._share * patches + extra))

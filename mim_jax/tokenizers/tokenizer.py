@@ -75,12 +75,12 @@ def open_tokenizer(name: str, path: str | os.PathLike[str]) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=2)
-def opened(name: str, path: str) -> Tokenizer:
-    """`open_tokenizer`, read once: a run builds its method several times."""
+def open_tokenizer_cached(name: str, path: str) -> Tokenizer:
+    """`open_tokenizer`, which reads the file once: a run builds its method several times."""
     return open_tokenizer(name, path)
 
 
-def refuse_misfit(tokenizer: Tokenizer, path: str, vocabulary: int, grid: Size) -> None:
+def check_tokenizer_fits(tokenizer: Tokenizer, path: str, vocabulary: int, grid: Size) -> None:
     """Raises ConfigError where a tokenizer's ids are not what a run predicts."""
     if tokenizer.vocabulary != vocabulary:
         raise ConfigError(

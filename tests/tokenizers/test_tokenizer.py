@@ -14,7 +14,7 @@ from mim_jax.models.vqkd import Vqkd, VqkdConfig
 from mim_jax.targets.pixels import patchify
 from mim_jax.targets.tokens import nearest_centroid
 from mim_jax.tokenizers.teachers import load_teacher, make_teacher
-from mim_jax.tokenizers.tokenizer import open_tokenizer, refuse_misfit, save_kmeans, tokenizer_flops
+from mim_jax.tokenizers.tokenizer import check_tokenizer_fits, open_tokenizer, save_kmeans, tokenizer_flops
 from tests.official import split_heads
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
@@ -121,9 +121,9 @@ def test_a_kmeans_file_holds_its_teacher(tmp_path) -> None:
     np.testing.assert_array_equal(ids, nearest_centroid(features, centroids))
     np.testing.assert_array_equal(ids.ravel()[::3], np.arange(len(centroids)))  # a centroid is its own code
     assert make_teacher(tokenizer.teacher.config).config == teacher.config
-    refuse_misfit(tokenizer, "file", len(centroids), (4, 4))
+    check_tokenizer_fits(tokenizer, "file", len(centroids), (4, 4))
     with pytest.raises(ConfigError, match=f"vocabulary={len(centroids)}"):
-        refuse_misfit(tokenizer, "file", 8192, (4, 4))
+        check_tokenizer_fits(tokenizer, "file", 8192, (4, 4))
     with pytest.raises(ConfigError, match="is a kclip tokenizer"):
         open_tokenizer("pixels", tmp_path / "kclip.safetensors")
     with pytest.raises(ConfigError, match="no tokenizer of ours"):
