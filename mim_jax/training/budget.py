@@ -161,10 +161,10 @@ def device_needs(config: Config, method: Method, train_view: View) -> list[Need]
         return needs
     kept = 1 if net.remat != "none" else net.depth
     number = 2 if config.model.dtype == "bfloat16" else 4
-    slots = net.num_tokens / FEWEST_VISIBLE
-    needs.append(of_batch("the inputs of the blocks", slots * net.width * kept * number))
+    tokens = net.num_tokens / FEWEST_VISIBLE
+    needs.append(of_batch("the inputs of the blocks", tokens * net.width * kept * number))
     if net.attention != "cudnn":
-        needs.append(of_batch("the attention of one block", net.heads * slots * slots * number))
+        needs.append(of_batch("the attention of one block", net.heads * tokens * tokens * number))
     parameters = (4 + 2 * net.mlp_ratio) * net.width**2 * net.depth * 4 * _copies(config)
     needs.append(
         Need(
