@@ -298,7 +298,7 @@ def test_same_indices_on_one_two_and_eight_devices() -> None:
         mesh = jax.make_mesh((devices,), ("data",), axis_types=auto, devices=jax.devices()[:devices])
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         data, own = jax.device_put(with_maps(16), sharding), jax.device_put(keys(16), sharding)
-        view = jax.jit(method.corrupt)(own, data, {})
+        view = jax.jit(method.corrupt)(own, data, Variables())
         found.append([np.asarray(view[name]) for name in ("visible", "hidden")])
     for other in found[1:]:
         for ours, theirs in zip(found[0], other, strict=True):

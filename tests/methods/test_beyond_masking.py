@@ -168,7 +168,7 @@ def predict(task: str, network: np.ndarray) -> jax.Array:
     method = paper(task)
     view = {**split(method), "patches": patchify(jnp.asarray(network), 16)}
     if not method.paints_hidden_only:
-        return method.forward(tiny_parameters(), view, keys(2), False)["pixels"]
+        return method.forward(Variables(tiny_parameters()), view, keys(2), False)["pixels"]
     pixels = method.apply(
         tiny_parameters(), view["patches"], view["visible"], view["hidden"], method="predict_all"
     )

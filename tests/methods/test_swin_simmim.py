@@ -43,7 +43,7 @@ def test_counts_at_full_size() -> None:
 @pytest.mark.slow
 def test_no_leakage(method, params) -> None:
     """A hidden cell's pixels change no prediction; a visible cell's do."""
-    view = jax.jit(method.corrupt)(keys(2), batch(2), {})
+    view = jax.jit(method.corrupt)(keys(2), batch(2), Variables())
     patch = method.net.patch
 
     def predictions(patches):
@@ -67,11 +67,14 @@ def test_the_picture_and_the_baseline_speak_of_cells(method, params) -> None:
     view, outputs, terms, baselines = jax.jit(run)(batch(2))
     assert view["target"].shape == (2, method.num_masked, 3 * 4**2)
     assert np.isfinite(terms["loss"][0]).all() and baselines["constant"]["loss"][0].shape == (2,)
-    picture = method.picture(view, outputs, {})
+    picture = method.image_grid(view, outputs, Variables())
     assert picture.columns["original"].shape == (2, 16, 16, 3)
     hidden = (picture.columns["masked input"] != picture.columns["original"]).any(-1)
     assert hidden.reshape(2, 4, 4, 4, 4).any((2, 4)).sum() <= 2 * method.num_masked
-    assert small_method("simmim", {**SWIN, "method.local_norm": 5}).picture(view, outputs, {}) is None
+    assert (
+        small_method("simmim", {**SWIN, "method.local_norm": 5}).image_grid(view, outputs, Variables())
+        is None
+    )
 
 
 def test_layer_ids_of_simmim() -> None:
