@@ -87,7 +87,7 @@ OTHERS = [
         (["--config.columns=()"], "config.columns"),
         (["--config.columns=5"], "config.columns"),
         (["--config.arms=5"], "config.arms is a section"),
-        (["--jobs=0"], "--jobs=0"),
+        (["--jobs=0"], "argument --jobs: 0 must be a whole number"),
         (["--jobs=x"], "--jobs"),
         (["--config.sed=1"], "unknown key config.sed"),
     )
