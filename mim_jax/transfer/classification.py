@@ -53,7 +53,8 @@ class Classification:
         for batch in self._batches():
             many = "labels" in batch
             labels = gather_rows(batch["labels" if many else "label"])
-            keep = gather_rows(batch["valid"]) & (many | (gather_rows(batch["label"]) >= 0))
+            keep = gather_rows(batch["valid"]).astype(bool)
+            keep = keep if many else keep & (labels >= 0)
             found.append(np.asarray(self._scores(variables, batch))[keep])
             known.append(labels[keep])
         scores, labels = np.concatenate(found), np.concatenate(known)
