@@ -19,7 +19,7 @@ from mim_jax.methods import Method
 from mim_jax.models.vit import Params
 from mim_jax.storage import parse_path
 from mim_jax.training.pretrained import read_run
-from mim_jax.training.workdir import read_config
+from mim_jax.training.run_directory import read_config
 
 POOLS = ("mean", "cls")
 

@@ -14,7 +14,7 @@ from mim_jax.config.schema import Config
 from mim_jax.methods import check_options
 from mim_jax.tasks import fit_tokenizer, gallery, train
 from mim_jax.training import distributed
-from mim_jax.training.watching.watch import Diverged
+from mim_jax.training.monitoring.monitor import Diverged
 
 TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
     "pretrain": (check_options, train.run),

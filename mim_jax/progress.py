@@ -1,6 +1,6 @@
-"""How far a piece of work is that may take more than a few seconds: a bar on a terminal, elsewhere a line now and then.
+"""Lines on the console, from the first process only, and progress of whatever takes more than a few seconds.
 
-Work that is done within `QUIET_SECONDS` says nothing. The lowest floor: whatever takes long may use it.
+Progress is a bar on a terminal, elsewhere a line now and then; work that is done within `QUIET_SECONDS` shows nothing.
 """
 
 import sys
@@ -23,6 +23,13 @@ LAP_SECONDS = 1.0
 """Shortest time over which a speed is taken."""
 SMOOTHING = 0.2
 """Weight of the newest lap in the moving average of the speed."""
+
+
+def log(text: str) -> None:
+    """A line on stdout, from the first process only; above the progress bar, where there is one."""
+    if jax.process_index() == 0:
+        tqdm.write(text.encode("utf-8", "backslashreplace").decode())  # a path may hold other bytes
+        sys.stdout.flush()
 
 
 class Estimate:
@@ -59,7 +66,7 @@ class Progress:
         self.what, self.total, self.unit, self.done = what, total, unit, 0
         self._estimate = Estimate()
         self._started = self._lap = time.perf_counter()
-        self._lap_done, self._said = 0, 0.0
+        self._lap_done, self._last_line = 0, 0.0
         self._bar = (
             tqdm(
                 desc=what,
@@ -84,10 +91,10 @@ class Progress:
         if now - self._lap >= LAP_SECONDS:
             self._estimate.lap(self.done - self._lap_done, now - self._lap)
             self._lap, self._lap_done = now, self.done
-        since = now - (self._said or self._started)
-        if since >= (LINE_SECONDS if self._said else QUIET_SECONDS) and self.done != self.total:
-            self._said = now
-            self._say(self.line())
+        since = now - (self._last_line or self._started)
+        if since >= (LINE_SECONDS if self._last_line else QUIET_SECONDS) and self.done != self.total:
+            self._last_line = now
+            log(self.line())
 
     def line(self) -> str:
         """'features: 512 of 2,048 images (25 %), 41 images/s, left 0:37'."""
@@ -98,9 +105,9 @@ class Progress:
             text += f" {self.unit}"
         rate = self._estimate.rate
         if rate:
-            text += f", {speed(rate, self.unit)}"
+            text += f", {format_rate(rate, self.unit)}"
         left = self._estimate.seconds_for(self.total - self.done) if self.total else None
-        return text if left is None else f"{text}, left {clock(left)}"
+        return text if left is None else f"{text}, left {format_duration(left)}"
 
     def __enter__(self) -> Self:
         return self
@@ -112,13 +119,8 @@ class Progress:
             self._bar.close()
             return
         seconds = time.perf_counter() - self._started
-        if error is None and (self._said or seconds >= QUIET_SECONDS):
-            self._say(f"{self.what}: {self.done:,} {self.unit} in {clock(seconds)}")
-
-    def _say(self, text: str) -> None:
-        if jax.process_index() == 0:
-            tqdm.write(text)
-            sys.stdout.flush()
+        if error is None and (self._last_line or seconds >= QUIET_SECONDS):
+            log(f"{self.what}: {self.done:,} {self.unit} in {format_duration(seconds)}")
 
 
 def tracked(items: Iterable[T], what: str, total: int | None, unit: str) -> Iterator[T]:
@@ -129,14 +131,14 @@ def tracked(items: Iterable[T], what: str, total: int | None, unit: str) -> Iter
             progress.update()
 
 
-def speed(rate: float, unit: str) -> str:
+def format_rate(rate: float, unit: str) -> str:
     """'41 images/s'; of what takes longer than a second '2.9 s each'."""
     if rate < 1:
         return f"{1 / rate:.3g} s each"
     return f"{rate:.3g} {unit}/s" if rate < 1000 else f"{rate:,.0f} {unit}/s"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """'0:37', '1:02:03'."""
     whole = round(seconds)
     minutes = f"{whole // 60 % 60:02d}:{whole % 60:02d}"

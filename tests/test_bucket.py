@@ -30,8 +30,8 @@ from mim_jax.storage import Lock, StorageError
 from mim_jax.storage import lock as lock_module
 from mim_jax.tasks import convert_torch, fit_tokenizer
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints, read_custom_metadata
+from mim_jax.training.monitoring.run_info import describe_init, init_name
 from mim_jax.training.run_directory import RunDirectory
-from mim_jax.training.watching.facts import init_name, init_text
 
 _HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 _TARGET = {"x": jax.ShapeDtypeStruct((300,), jnp.float32, sharding=_HERE)}
@@ -273,4 +273,4 @@ def test_what_a_run_began_from_is_named_wherever_it_lies(objects: Objects, tmp_p
         with RunDirectory(init, "pretrain") as run_directory:
             run_directory.acquire(small_config())
         config = dataclasses.replace(small_config(), init=init)
-        assert init_name(config) == "tiny" and init_text(config) == f"tiny (mapet, 24 steps), {init}"
+        assert init_name(config) == "tiny" and describe_init(config) == f"tiny (mapet, 24 steps), {init}"

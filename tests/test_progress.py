@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from mim_jax import progress
-from mim_jax.progress import Estimate, Progress, clock, tracked
+from mim_jax.progress import Estimate, Progress, format_duration, tracked
 from mim_jax.tokenizers.kmeans import KMeansOptions, fit_kmeans
-from mim_jax.training.watching.compiling import announced
-from mim_jax.training.watching.log import Clock, progress_line
+from mim_jax.training.monitoring.monitor import Throughput, log_compilation, progress_line
 
 
 class FakeTime:
@@ -70,7 +69,7 @@ def test_one_slow_lap_does_not_swing_the_estimate() -> None:
 
 def test_the_runs_clock_leaves_the_compilation_out(clock_of: FakeTime) -> None:
     """A first update of 90 s, then two a second: what is left is never judged by the first."""
-    run = Clock(first_step=0, total_steps=101, batch_size=8)
+    run = Throughput(first_step=0, total_steps=101, batch_size=8)
     run.start()
     clock_of.now += 90.0
     first = run.lap(1, 0.0)
@@ -117,7 +116,7 @@ def test_tracked_counts_what_was_consumed(clock_of: FakeTime, capsys: pytest.Cap
 
 
 def test_the_first_call_of_a_step_says_that_it_compiles(capsys: pytest.CaptureFixture[str]) -> None:
-    step = announced(lambda x: x + 1, "the training step")
+    step = log_compilation(lambda x: x + 1, "the training step")
     assert step(1) == 2 and step(2) == 3
     assert capsys.readouterr().out.splitlines() == [
         "compiling the training step",
@@ -129,4 +128,4 @@ def test_the_first_call_of_a_step_says_that_it_compiles(capsys: pytest.CaptureFi
     ("seconds", "text"), [(0.4, "0:00"), (37, "0:37"), (65, "1:05"), (600, "10:00"), (3723, "1:02:03")]
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text

@@ -29,11 +29,10 @@ from mim_jax.config.schema import Config
 from mim_jax.data import evaluation_batches, over_classes, place
 from mim_jax.methods.method import Batch
 from mim_jax.models.vit import Params
-from mim_jax.progress import Progress
+from mim_jax.progress import Progress, log
+from mim_jax.training.monitoring.report import label_text
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import batch_sharding, make_mesh, replicated
-from mim_jax.training.watching.first_batch import label_text
-from mim_jax.training.watching.log import say
 
 MAX_TOKEN_ROWS = 4096
 """Rows of a Gram matrix: with features=tokens every token is one, and the matrices grow with their square."""
@@ -71,7 +70,7 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
             maps.append(
                 (name, attention_maps(analyzed.method, params, *_picture_images(analyzed, options, config)))
             )
-        say(f"{name}: {means.images} images in {time.perf_counter() - started:.1f} s")
+        log(f"{name}: {means.images} images in {time.perf_counter() - started:.1f} s")
     if jax.process_index() == 0:
         write_report(config, options, run_directory.path, analyzed_runs, summaries, maps)
         run_directory.discard_replaced()

@@ -29,9 +29,9 @@ from mim_jax.analysis.runs import (
 from mim_jax.analysis.verdict import KIND_TITLES, QUANTITIES, Finding, RunSummary, findings
 from mim_jax.config.check import to_dict
 from mim_jax.config.schema import Config
+from mim_jax.progress import log
 from mim_jax.storage import atomic_write, write_text
-from mim_jax.training.watching.log import say
-from mim_jax.training.watching.report import png_uri
+from mim_jax.training.monitoring.report import png_uri
 
 HEADS_FILE, LAYERS_FILE, CKA_FILE = "heads.csv", "layers.csv", "cka.csv"
 
@@ -248,9 +248,9 @@ def write_report(
         tables=tables,
         config_text=json.dumps(to_dict(config)["job"], indent=2),
     )
-    say("\n".join(["", verdict_text(table), "", *notes, ""]))
-    say("\n".join(f"{name}: {text}" for name, text in QUANTITIES.items()))
-    say(f"\nreport: {workdir / REPORT}")
+    log("\n".join(["", verdict_text(table), "", *notes, ""]))
+    log("\n".join(f"{name}: {text}" for name, text in QUANTITIES.items()))
+    log(f"\nreport: {workdir / REPORT}")
 
 
 def make_figures(

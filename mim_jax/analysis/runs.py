@@ -21,7 +21,7 @@ from mim_jax.storage import is_bucket, parse_path
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.datasets import open_split
 from mim_jax.training.pretrained import is_weights_file, read_run, read_weights_file, with_network_of_weights
-from mim_jax.training.workdir import read_config
+from mim_jax.training.run_directory import read_config
 
 ESTIMATES = ("minibatch", "biased", "none")
 

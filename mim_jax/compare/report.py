@@ -18,7 +18,7 @@ from mim_jax.compare.stages import RunSpec, calibration_key, sets_length, steps_
 from mim_jax.compare.statistics import CONFIDENCE, Interval, difference_over_images, difference_over_seeds
 from mim_jax.compare.table import NO_VALUE, Table, num_decimals
 from mim_jax.storage import write_text
-from mim_jax.training.watching.report import data_uri
+from mim_jax.training.monitoring.report import figure_uri
 
 DIFFERENCE_TITLES = ("quality", "arm", "difference", "interval over seeds", "over test images", "distinct")
 DIFFERENCES_CAPTION = (
@@ -239,7 +239,7 @@ def bar_chart(table: Table, column: Column) -> str:
     axis.tick_params(labelsize=9)
     axis.set_yticks(range(len(means)), list(means), parse_math=False)
     axis.invert_yaxis()
-    return data_uri(figure)
+    return figure_uri(figure)
 
 
 def _first_commands(table: Table) -> list[str]:

@@ -16,8 +16,7 @@ from mim_jax.compare.stages import Stage
 from mim_jax.config.check import ConfigError
 from mim_jax.reading import Shape, Unreadable, mapping, number, read_json, record, text, whole
 from mim_jax.storage import make_directory, write_json
-from mim_jax.training.watching.log import read_metrics
-from mim_jax.training.watching.sessions import read_sessions
+from mim_jax.training.monitoring.metric_writers import read_metrics, read_sessions
 from mim_jax.transfer.per_image import decode_correct, read_correct
 
 RUNNING, DONE, FAILED = "running", "done", "failed"

@@ -13,6 +13,7 @@ from mim_jax.config.check import ConfigError
 from mim_jax.data import ClassLabel, evenly_spaced
 from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods.terms import Sums, means, sum_terms
+from mim_jax.progress import log
 from mim_jax.transfer.knn import Knn
 
 if TYPE_CHECKING:  # method.py imports this module: the default of `Method.evaluators`
@@ -56,7 +57,7 @@ def pretraining_evaluators(method: Method, context: EvaluationContext) -> list[E
             )
         )
     elif settings.knn:
-        context.say(f"no k-NN: {train.name} has no single label per image")
+        log(f"no k-NN: {train.name} has no single label per image")
     return evaluators
 
 

@@ -76,8 +76,7 @@ class Evaluator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationContext:
-    """What evaluators are built from. batches(dataset, view, what): all its examples in order, placed on the devices. say: prints a
-    line for the user."""
+    """What evaluators are built from. batches(dataset, view, what): all its examples in order, placed on the devices."""
 
     config: Config
     train: Dataset
@@ -85,7 +84,6 @@ class EvaluationContext:
     batches: Callable[[Dataset, DataView, str], Iterable[Batch]]
     mesh: jax.sharding.Mesh
     workdir: Any
-    say: Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)

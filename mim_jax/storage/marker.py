@@ -23,7 +23,7 @@ _MAX_NAMES = 3
 
 RUN_FILES = (
     LOCK_FILE, "config.json", "versions.json", "sessions.json", "metrics.jsonl", "per_image.json", "bad_images.json", "wandb.json", "report.html",
-    "first_batch.png", "confusion.png", "gallery.png", "tokenizer.safetensors", "heads.csv", "layers.csv", "cka.csv", "layers.png",
+    "first_batch.png", "parameters.txt", "confusion.png", "gallery.png", "tokenizer.safetensors", "heads.csv", "layers.csv", "cka.csv", "layers.png",
     "cka.png", "rollout.png",
 )  # fmt: skip
 RUN_DIRECTORIES = ("checkpoints", "tensorboard", "wandb", "features", "kmeans")

@@ -12,7 +12,7 @@ from etils.epath import Path
 from mim_jax.data import Dataset, ImageView, evaluation_batches
 from mim_jax.storage import write_text
 from mim_jax.tokenizers.assignment import usage_and_perplexity
-from mim_jax.training.watching.report import data_uri
+from mim_jax.training.monitoring.report import figure_uri
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -75,8 +75,8 @@ def write_codes_report(
     page = environment.get_template("codes_report.html.jinja").render(
         title=title,
         facts={**properties, **numbers},
-        usage=data_uri(_usage(counts)),
-        codes=data_uri(_codes(examples)),
+        usage=figure_uri(_usage(counts)),
+        codes=figure_uri(_codes(examples)),
     )
     write_text(path, page)
 

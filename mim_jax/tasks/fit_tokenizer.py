@@ -18,7 +18,7 @@ from mim_jax.config.schema import Config
 from mim_jax.data import Dataset, ImageView, Subset, evaluation_batches, even_numbers, make_crop
 from mim_jax.data.placement import LocalDevices
 from mim_jax.models.vit import Params
-from mim_jax.progress import clock
+from mim_jax.progress import format_duration, log
 from mim_jax.storage import open_to_append, require_local
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
@@ -29,7 +29,6 @@ from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
 from mim_jax.training.datasets import open_split
 from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.watching.log import say
 
 FILE = "tokenizer.safetensors"
 REPORT = "report.html"
@@ -110,11 +109,11 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
         dtype=options.features_dtype,
     )
     run_directory.acquire(config)
-    say(f"data     {dataset.describe()}")
-    say(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
-    say(f"points   {files.describe()}")
+    log(f"data     {dataset.describe()}")
+    log(f"teacher  {options.teacher}, {teacher.image_size} px, {teacher.grid} features an image")
+    log(f"points   {files.describe()}")
     if (workdir / FILE).exists():
-        say(f"finished before: {workdir / FILE}")
+        log(f"finished before: {workdir / FILE}")
         return 0
     with Shutdown() as shutdown:
         complete = files.write(
@@ -123,16 +122,16 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
         result = _fit(config, options, files, workdir, shutdown) if complete else None
     if result is None:
         run_directory.keep_replaced()
-        say("asked to stop; the same command, without --overwrite, goes on")
+        log("asked to stop; the same command, without --overwrite, goes on")
         return EXIT_AGAIN
     if jax.process_index() == 0:
-        say(
+        log(
             f"result   inertia {result.inertia:.6g} over {result.points} features, {100 * result.usage:.2f} % of the codes"
             f" used, perplexity {result.perplexity:.1f}"
         )
         save_kmeans(workdir / FILE, teacher, params, result.centroids)
         _report(workdir, dataset, view, teacher, {"centroids": result.centroids, "teacher": params})
-        say(f"tokenizer {workdir / FILE}\nreport    {workdir / REPORT}")
+        log(f"tokenizer {workdir / FILE}\nreport    {workdir / REPORT}")
         if not options.keep_features:
             shutil.rmtree(files.folder)
         shutil.rmtree(workdir / "kmeans")
@@ -164,14 +163,14 @@ def _fit(
     def report(progress: KMeansProgress) -> None:
         nonlocal passes
         passes += 1
-        say(
+        log(
             f"restart {progress.restart + 1}/{progress.restarts} pass {progress.iteration}/{progress.iterations}:"
             f" inertia {progress.inertia:.6g}, {100 * progress.usage:.1f} % of the codes used, perplexity"
-            f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {clock(progress.eta)}"
+            f" {progress.perplexity:.0f}, {progress.seconds:.1f} s, left {format_duration(progress.eta)}"
         )
         if jax.process_index() == 0:
-            with open_to_append(workdir / METRICS) as log:
-                log.write(json.dumps({**progress._asdict(), "unix_time": time.time()}) + "\n")
+            with open_to_append(workdir / METRICS) as file:
+                file.write(json.dumps({**progress._asdict(), "unix_time": time.time()}) + "\n")
         if shutdown.requested_at(passes):
             raise _Stopped
 

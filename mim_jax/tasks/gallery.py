@@ -17,11 +17,11 @@ from mim_jax.methods import build_method, complete_options
 from mim_jax.methods.beyond_masking import BeyondMasking
 from mim_jax.methods.method import Variables, View
 from mim_jax.methods.pixel_grid import draw_images
+from mim_jax.progress import log
 from mim_jax.storage import atomic_write
 from mim_jax.targets.pixels import unpatchify
 from mim_jax.training.budget import check_memory
 from mim_jax.training.run_directory import RunDirectory
-from mim_jax.training.watching.log import say
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -77,8 +77,8 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
     run_directory.discard_replaced()
-    say(f"gallery: {page}")
-    say(LEGEND)
+    log(f"gallery: {page}")
+    log(LEGEND)
     return 0
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from clu import parameter_overview
+from etils.epath import Path
 
 from mim_jax.config.check import to_dict
 from mim_jax.config.schema import Config
@@ -13,11 +15,11 @@ from mim_jax.data.examples import class_index
 from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods import ImageGrid, Method, Variables
 from mim_jax.methods.method import Batch, EvaluationContext
-from mim_jax.training.watching import first_batch
-from mim_jax.training.watching.facts import init_name, run_facts, start_word
-from mim_jax.training.watching.log import read_metrics
-from mim_jax.training.watching.report import EXAMPLES, REPORT, write_report
-from mim_jax.training.watching.table import result_rows
+from mim_jax.progress import log
+from mim_jax.training.monitoring.metric_writers import read_metrics
+from mim_jax.training.monitoring.report import EXAMPLES, FIRST_BATCH, REPORT, label_text, write_report
+from mim_jax.training.monitoring.results_table import format_rows, result_rows
+from mim_jax.training.monitoring.run_info import format_bad_images, init_name, run_info, start_label
 from mim_jax.transfer.classification import CONFUSION
 
 
@@ -34,12 +36,12 @@ def write_run_report(
     write_report(
         context.workdir / REPORT,
         title=f"{config.method['name']} on {context.train.name}{origin}",
-        facts=run_facts(config, method, context.train, len(context.test), context.workdir),
+        info=run_info(config, method, context.train, len(context.test), context.workdir),
         records=records,
         rows=result_rows(records),
-        picture=grid,
+        image_grid=grid,
         names=_class_names(shown) if grid else (),
-        start=start_word(config),
+        start=start_label(config),
         figures=(
             (
                 "Confusion matrix",
@@ -49,10 +51,11 @@ def write_run_report(
             (
                 "First training batch",
                 "Images as the loader gave them, cropped and mirrored, before any corruption.",
-                context.workdir / first_batch.FILE,
+                context.workdir / FIRST_BATCH,
             ),
         ),
         bad=bad,
+        parameters=parameter_overview.get_parameter_overview(variables.params, include_stats=False),
         config_text=json.dumps(to_dict(config), indent=2),
     )
 
@@ -60,7 +63,7 @@ def write_run_report(
 def _class_names(dataset: Dataset) -> list[str]:
     """The class of every image of a small dataset; '' where it has none, or several."""
     labels = [class_index(dataset[number].annotation) for number in range(len(dataset))]
-    return [first_batch.label_text(label, dataset.class_names) for label in labels]
+    return [label_text(label, dataset.class_names) for label in labels]
 
 
 def _image_grid(
@@ -83,3 +86,12 @@ def _image_grid(
     first = dict(next(iter(context.batches(shown, view, "examples"))))
     seen, outputs = view_and_outputs(variables, {name: value[:EXAMPLES] for name, value in first.items()})
     return last.image_grid(seen, outputs, variables)
+
+
+def log_result(workdir: Path, bad: Mapping[str, str], start: str = "untrained") -> None:
+    """Logs the end of a run: the result table, bad images, where the report is. start: see `start_label`."""
+    rows = result_rows(read_metrics(workdir / "metrics.jsonl"))
+    for part in (format_rows(rows, start), format_bad_images(bad)):
+        if part:
+            log(f"\n{part}")
+    log(f"\nreport: {workdir / REPORT}")

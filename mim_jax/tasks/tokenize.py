@@ -36,7 +36,7 @@ from mim_jax.data.placement import LocalDevices
 from mim_jax.data.tokens_cache import HEADER
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import HELD_OUT, TokenOptions
-from mim_jax.progress import Progress
+from mim_jax.progress import Progress, log
 from mim_jax.storage import Lock
 from mim_jax.targets.pixels import to_unit
 from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_report
@@ -45,7 +45,6 @@ from mim_jax.tokenizers.tokenizer import Tokenizer, check_tokenizer_fits, open_t
 from mim_jax.training import distributed
 from mim_jax.training.datasets import open_split
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
-from mim_jax.training.watching.log import say
 
 BATCH = 256
 ROWS_PER_SHARD = 16_384
@@ -145,8 +144,8 @@ def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], ba
     """Writes all splits; the last one is that of the training images, in whose directory the others lie."""
     dataset, view, writer = splits[-1].dataset, splits[-1].view, splits[-1].writer
     for split in splits:
-        say(f"data     {split.images}: {split.dataset.describe()}")
-    say(
+        log(f"data     {split.images}: {split.dataset.describe()}")
+    log(
         f"tokens   {tokenizer.name} {tokenizer.fingerprint}, {tokenizer.vocabulary} codes, {tokenizer.grid} an image"
     )
     with Shutdown() as shutdown:
@@ -154,7 +153,7 @@ def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], ba
             _write(tokenizer, split, config.data.threads, batch_size, shutdown) for split in splits
         )
     if not finished:
-        say("asked to stop; the same command goes on from the shards that are written")
+        log("asked to stop; the same command goes on from the shards that are written")
         return EXIT_AGAIN
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
@@ -170,7 +169,7 @@ def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], ba
             shown, view, tokenizer.grid, counts, _read_rows(writer, shown.numbers(range(len(shown))))
         )
         writer.finish()
-        say(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
+        log(f"usage    {100 * usage:.1f} % of the codes, perplexity {perplexity:.0f}")
         page = writer.path.with_name(f"{writer.path.name}.html")
         properties = {
             "tokens": str(writer.path),
@@ -180,7 +179,7 @@ def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], ba
             "view": f"{view.crop.name}, {view.size[0]} x {view.size[1]} px",
         }
         write_codes_report(page, f"{tokenizer.name} tokens of {dataset.name}", properties, counts, examples)
-        say(f"cache    {writer.path}\nreport   {page}")
+        log(f"cache    {writer.path}\nreport   {page}")
     return 0
 
 
@@ -227,7 +226,7 @@ def _write(tokenizer: Tokenizer, split: _Split, threads: int, batch_size: int, s
     shards = [shard for shard in writer.missing() if shard % jax.process_count() == jax.process_index()]
     total = sum(len(writer.rows(shard)) for shard in shards)
     if len(shards) < writer.num_shards:
-        say(
+        log(
             f"shards   {len(shards)} of {writer.num_shards} of the {split.images} are this process's to write"
         )
     with Progress(f"token ids, {split.images}", total) as progress:

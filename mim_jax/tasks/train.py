@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from clu import parameter_overview
 
 from mim_jax.analysis.measure import HeadDiversity
 from mim_jax.config.check import ConfigError, to_dict
@@ -25,9 +26,9 @@ from mim_jax.data import Dataset, Loader, evaluation_batches, evenly_spaced, pla
 from mim_jax.data.memory import median_side
 from mim_jax.methods import Method, Variables, build_method, complete_options, completion_lines
 from mim_jax.methods.method import Evaluator
-from mim_jax.progress import Progress
-from mim_jax.storage import parse_path
-from mim_jax.tasks.run_report import write_run_report
+from mim_jax.progress import Progress, log
+from mim_jax.storage import parse_path, write_text
+from mim_jax.tasks.run_report import log_result, write_run_report
 from mim_jax.training.budget import check_memory, check_parameters
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.datasets import open_split
@@ -36,26 +37,23 @@ from mim_jax.training.epochs import phase_of
 from mim_jax.training.evaluation import evaluate, evaluation_context
 from mim_jax.training.faults import leaf_names, refuse_broken_state
 from mim_jax.training.feature_bank import FeatureBank, Interrupted
+from mim_jax.training.monitoring.clu_writers import MetricWriter
+from mim_jax.training.monitoring.metric_writers import import_wandb, open_metric_writer
+from mim_jax.training.monitoring.monitor import Diverged, MetricMonitor, log_compilation
+from mim_jax.training.monitoring.report import FIRST_BATCH, FIRST_BATCH_IMAGES, REPORT, draw_first_batch
+from mim_jax.training.monitoring.run_info import log_run_info, record_bad_images, start_label
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.pretrained import ignored_keys, load_encoder, with_network_of_init
 from mim_jax.training.replay import replay as repeat
-from mim_jax.training.run_directory import RunDirectory
+from mim_jax.training.run_directory import RunDirectory, differences
 from mim_jax.training.sharding import abstract, batch_sharding, make_mesh, state_shardings
 from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
-from mim_jax.training.watching import bad_images, first_batch
-from mim_jax.training.watching.compiling import announced
-from mim_jax.training.watching.facts import announce, show_result, start_word
-from mim_jax.training.watching.log import say
-from mim_jax.training.watching.report import REPORT
-from mim_jax.training.watching.sinks import open_sinks
-from mim_jax.training.watching.wandb_sink import import_wandb
-from mim_jax.training.watching.watch import Diverged, Watch
-from mim_jax.training.workdir import differences
 
 __all__ = ["ConfigError", "replay", "run"]
 
+PARAMETERS = "parameters.txt"
 PREPARE_EXAMPLES = 50_000
 """Training images that `prepare` is shown (to fit a tokenizer), spread over the dataset."""
 
@@ -168,8 +166,8 @@ def _run(setup: Setup, directory: RunDirectory) -> int:
         )
     directory.acquire(config)
     for line in setup.chosen:
-        say(f"chosen   {line}")
-    announce(config, setup.method, setup.loader, setup.bank, len(setup.test), setup.shapes, workdir)
+        log(f"chosen   {line}")
+    log_run_info(config, setup.method, setup.loader, setup.bank, len(setup.test), setup.shapes, workdir)
     with (
         Shutdown() as shutdown,
         setup.loader,
@@ -183,18 +181,18 @@ def _run(setup: Setup, directory: RunDirectory) -> int:
         ) as checkpoints,
     ):
         if _finished(config, checkpoints) and (workdir / REPORT).exists():
-            say(f"this run is finished: {config.schedule.steps} steps")
-            show_result(workdir, bad_images.remember(workdir, ()), start_word(config))
+            log(f"this run is finished: {config.schedule.steps} steps")
+            log_result(workdir, record_bad_images(workdir, ()), start_label(config))
             return 0
         first_step, state = restore_or_create(setup, checkpoints)
-        with open_sinks(config, workdir, first_step, started) as sink:
-            end = _train(setup, state, first_step, evaluators, checkpoints, sink, workdir, shutdown)
-        bad = bad_images.remember(workdir, (setup.train, setup.test))
+        with open_metric_writer(config, workdir, first_step, started) as writer:
+            end = _train(setup, state, first_step, evaluators, checkpoints, writer, workdir, shutdown)
+        bad = record_bad_images(workdir, (setup.train, setup.test))
         if end is None:
             return EXIT_AGAIN
     write_run_report(config, setup.method, end.variables, context, bad)
     if jax.process_index() == 0:
-        show_result(workdir, bad, start_word(config))
+        log_result(workdir, bad, start_label(config))
     return 0
 
 
@@ -214,7 +212,7 @@ def restore_or_create(
         shapes = state_shapes(method, setup.optimiser, saved, ema)
         target = abstract(shapes, state_shardings(shapes, mesh))
         restored = checkpoints.restore_partial(target, good)
-        say(f"resumed from checkpoint {restored[0]}")
+        log(f"resumed from checkpoint {restored[0]}")
         return restored
     prepared = _prepare(config, method, setup.train)
     prepared = dataclasses.replace(prepared, artefacts=prepared.artefacts | setup.bank.initial())
@@ -241,7 +239,7 @@ def _prepare(config: Config, method: Method, dataset: Dataset) -> Variables:
     prepared = method.prepare(images, config.seed)
     if prepared.artefacts:
         names = ", ".join(prepared.artefacts)
-        say(f"prepared {names} from the training images in {time.perf_counter() - started:.1f} s")
+        log(f"prepared {names} from the training images in {time.perf_counter() - started:.1f} s")
     return prepared
 
 
@@ -251,7 +249,7 @@ def _train(
     first_step: int,
     evaluators: list[Evaluator],
     checkpoints: Checkpoints,
-    sink: Any,
+    writer: MetricWriter,
     workdir: Any,
     shutdown: Shutdown,
 ) -> TrainState | None:
@@ -273,12 +271,16 @@ def _train(
     refuse_broken_state(state.params, state.artefacts)
     explain = explained(config, loader, workdir, leaf_names(state.params), lambda: state.artefacts)
 
-    with Watch(config, sink, loader, first_step, max(checkpoints.steps(), default=None), explain) as watch:
+    with MetricMonitor(
+        config, writer, loader, first_step, max(checkpoints.steps(), default=None), explain
+    ) as monitor:
         if first_step == 0:
-            watch.evaluated(0, evaluate(evaluators, state.variables, baselines=config.eval.baselines))
-            _draw_first_batch(setup, workdir / first_batch.FILE)
+            monitor.write_evaluation(
+                0, evaluate(evaluators, state.variables, baselines=config.eval.baselines)
+            )
+            _write_inputs(setup, workdir)
         batches = None
-        watch.clock.start()
+        monitor.throughput.start()
         for step in range(first_step, total):
             if refreshes := bank.due(step):
                 if batches is not None:
@@ -289,50 +291,54 @@ def _train(
                 except Interrupted:
                     _stop(checkpoints, step)
                     return None
-                watch.passed(step, results)
+                monitor.write(step, results)
             if batches is None:
                 batches = loader.iterate(step, functools.partial(place, sharding=batch_sharding(mesh)))
             phase = phase_of(method, step, len(setup.train), config.data.batch_size)
             if phase not in steps:
                 name = method.phases[phase].name
-                steps[phase] = announced(setup.train_step(phase, shapes), f"the training step ({name})")
-                watch.flops = method.phases[phase].method.flops()
+                steps[phase] = log_compilation(setup.train_step(phase, shapes), f"the training step ({name})")
+                monitor.flops = method.phases[phase].method.flops()
             state, metrics = steps[phase](state, next(batches))
             done, last = step + 1, step + 1 == total
             stop = shutdown.requested_at(done) and not last
             evaluating = (done % eval_every == 0 or last) and not stop
             # Saved before a refresh, too: one that is cut short begins anew from there.
             saving = done % save_every == 0 or last or stop or bool(bank.due(done))
-            watch.update(done, metrics, look_at_all=evaluating or saving)
+            monitor.update(done, metrics, drain=evaluating or saving)
             if not (evaluating or saving):
                 continue
-            watch.clock.pause()
+            monitor.throughput.pause()
             results = {}
             if evaluating:
                 results = evaluate(evaluators, state.variables, baselines=config.eval.baselines and last)
-                watch.evaluated(done, results)
+                monitor.write_evaluation(done, results)
             if saving:
                 checkpoints.save(done, bank.complete(state), results)
-                watch.last_saved = done
+                monitor.last_saved = done
             if stop:
                 _stop(checkpoints, done)
                 return None
-            watch.clock.start()
+            monitor.throughput.start()
         checkpoints.wait()
         return state
 
 
-def _draw_first_batch(setup: Setup, path: Any) -> None:
-    """What the network is given, before hours go by; nothing where it is given no images."""
-    if jax.process_index() == 0 and "image" in setup.loader.view.keys:
-        examples = setup.loader.batch(0, limit=first_batch.SHOWN)
-        first_batch.draw(path, examples, setup.train.class_names)
+def _write_inputs(setup: Setup, workdir: Any) -> None:
+    """To look at before hours go by: the parameters' names and shapes, and the first images where the view has any."""
+    if jax.process_index():
+        return
+    overview = parameter_overview.get_parameter_overview(setup.shapes, include_stats=False)
+    write_text(workdir / PARAMETERS, f"{overview}\n")
+    if "image" in setup.loader.view.keys:
+        examples = setup.loader.batch(0, limit=FIRST_BATCH_IMAGES)
+        draw_first_batch(workdir / FIRST_BATCH, examples, setup.train.class_names)
 
 
 def _stop(checkpoints: Checkpoints, done: int) -> None:
     """Waits until the state after `done` updates is saved."""
     checkpoints.wait()
-    say(f"asked to stop: step {done} is saved; the same command, without --overwrite, goes on from there")
+    log(f"asked to stop: step {done} is saved; the same command, without --overwrite, goes on from there")
 
 
 def _finished(config: Config, checkpoints: Checkpoints) -> bool:

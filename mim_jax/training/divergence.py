@@ -14,7 +14,7 @@ from mim_jax.data import Loader
 from mim_jax.reading import Unreadable, listed, mapping, read_json, record, text, whole
 from mim_jax.storage import write_json
 from mim_jax.training.faults import cause_of
-from mim_jax.training.watching.watch import Diverged
+from mim_jax.training.monitoring.monitor import Diverged
 
 FORMAT = "mim_jax diverged 1"
 PATTERN = "diverged-*.json"

@@ -12,7 +12,6 @@ from mim_jax.data import Dataset, View, evaluation_batches, place
 from mim_jax.methods.method import Batch, EvaluationContext, Evaluator, Variables
 from mim_jax.progress import Progress
 from mim_jax.training.sharding import batch_sharding
-from mim_jax.training.watching.log import say
 
 
 def evaluation_context(
@@ -20,7 +19,7 @@ def evaluation_context(
 ) -> EvaluationContext:
     """What a run's evaluators are built from."""
     batches = functools.partial(placed_batches, config, mesh)
-    return EvaluationContext(config, train, test, batches, mesh, workdir, say)
+    return EvaluationContext(config, train, test, batches, mesh, workdir)
 
 
 def placed_batches(

@@ -18,11 +18,10 @@ from mim_jax.data import ColumnView, Dataset, View, evaluation_batches, place
 from mim_jax.data.views import ArraySpec, Column
 from mim_jax.data.views.base import Array, Index
 from mim_jax.methods.method import Artefacts, Method, Refresh
-from mim_jax.progress import Progress
+from mim_jax.progress import Progress, log
 from mim_jax.training.epochs import first_step_of
 from mim_jax.training.sharding import batch_sharding, replicated, state_shardings
 from mim_jax.training.state import TrainState
-from mim_jax.training.watching.log import say
 from mim_jax.transfer.gathering import gather_hosts, local_rows
 
 MIB = 2**20
@@ -133,7 +132,7 @@ class FeatureBank:
             else:
                 self._host_rows[refresh.name] = entry
             seconds = time.perf_counter() - started
-            say(f"pass {refresh.name}: {len(entry)} images in {seconds:.1f} s")
+            log(f"pass {refresh.name}: {len(entry)} images in {seconds:.1f} s")
             metrics |= {
                 f"pass/{refresh.name}_seconds": seconds,
                 f"pass/{refresh.name}_mean": float(entry.mean()),

@@ -28,8 +28,8 @@ from mim_jax.models.vit import Params, TransformerEncoder, ViTConfig
 from mim_jax.storage import parse_path
 from mim_jax.tokenizers.teachers import CLIP_MEAN, CLIP_STD
 from mim_jax.training.checkpoints import Checkpoints
+from mim_jax.training.run_directory import read_config, refuse_changed_config
 from mim_jax.training.sharding import abstract
-from mim_jax.training.workdir import read_config, refuse_changed_config
 
 OWN_KEYS = ("drop_path", "dtype", "attention", "remat")
 """Keys of config.model that a run sets for itself, whatever it starts from; so it does image_size, where one is set."""

@@ -14,7 +14,7 @@ import numpy as np
 from mim_jax.config.schema import Config
 from mim_jax.data import Loader, place
 from mim_jax.methods import Method
-from mim_jax.progress import Progress
+from mim_jax.progress import Progress, log
 from mim_jax.training.divergence import refuse_other_batch, same
 from mim_jax.training.epochs import phase_of
 from mim_jax.training.faults import FLAGS, cause_of, leaf_names
@@ -22,7 +22,6 @@ from mim_jax.training.feature_bank import FeatureBank
 from mim_jax.training.sharding import batch_sharding, state_shardings
 from mim_jax.training.state import TrainState
 from mim_jax.training.step import StepFunction, gradients
-from mim_jax.training.watching.log import say
 
 COLUMNS = (
     "values' norm",
@@ -85,7 +84,7 @@ def replay(setup: Setup, state: TrainState, first_step: int, told: Mapping[str, 
             state, _ = bank.refresh(refreshes, state, lambda: False)
         return state
 
-    say(f"replay   update {step + 1}, from the state after {first_step}")
+    log(f"replay   update {step + 1}, from the state after {first_step}")
     with Progress("updates before it", step - first_step) as progress:
         for number in range(first_step, step):
             state, _ = update(refreshed(state, number), number)
@@ -100,14 +99,14 @@ def replay(setup: Setup, state: TrainState, first_step: int, told: Mapping[str, 
     after = np.asarray(jax.jit(_counts)(state.params))
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     exact = same(told["loss"], loss) and same(told["gradient_norm"], norm)
-    say(
+    log(
         f"loss {loss!r}, gradient norm {norm!r}: "
         + ("as they were" if exact else f"then {told['loss']} and {told['gradient_norm']}")
     )
     flags = {key: metrics[key] for key in FLAGS}
     cause = cause_of(names, flags, loader.batch(step), artefacts, loader.view.keys)
-    say(f"cause    {cause.said}")
-    say(_table(names, before, after))
+    log(f"cause    {cause.said}")
+    log(_table(names, before, after))
 
 
 def _counts(tree: Any) -> jax.Array:

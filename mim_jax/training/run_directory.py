@@ -9,31 +9,51 @@ with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:  #
 Where it ends without a result, what was moved aside gets its name back. On several hosts the first process does all this.
 """
 
+import importlib.metadata
 import json
 import os
+import platform
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
-from etils import epath
+from etils.epath import Path
 
 from mim_jax import storage
-from mim_jax.config.check import ConfigError, to_dict
+from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.schema import Config
+from mim_jax.progress import log
+from mim_jax.reading import Unreadable, mapping, read_json
 from mim_jax.storage import Lock, StorageError, marker
 from mim_jax.storage.lock import LOCK_FILE
 from mim_jax.storage.marker import Marker
 from mim_jax.training.checkpoints import read_custom_metadata
 from mim_jax.training.distributed import first_process_does
-from mim_jax.training.watching.log import say
-from mim_jax.training.workdir import (
-    CONFIG,
-    VERSIONS,
-    check_trained_config,
-    differences,
-    read_config,
-    refuse_changed_config,
-    versions,
+
+CONFIG, VERSIONS = "config.json", "versions.json"
+
+KEYS_THAT_MAY_CHANGE = (
+    "config.mesh",
+    "config.log",
+    "config.checkpoint",
+    "config.eval",
+    "config.data.threads",
+    "config.data.on_bad_image",
+    "config.data.prefetch",
+)
+"""Keys that cannot change what is learnt: a run may be resumed with other values."""
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "ml-collections",
+    "scikit-learn",
+    "pillow",
 )
 
 RESULTS = ("checkpoints", "features", "tokenizer.safetensors")
@@ -88,7 +108,7 @@ class RunDirectory:
         replaced, self._replaced, self._moved = self._replaced, (), ""
         if replaced:
             for sentence in marker.remove_replaced(self.path, replaced):
-                say(sentence)
+                log(sentence)
             marker.write_marker(self.path, Marker(self._task))
 
     def keep_replaced(self) -> None:
@@ -117,9 +137,9 @@ class RunDirectory:
         storage.write_json(self.path / CONFIG, config_json)
         storage.write_json(self.path / VERSIONS, versions())
         if self.path != self.requested_path:
-            say(f"{self.requested_path} is a link: the run is kept in {self.path}")
+            log(f"{self.requested_path} is a link: the run is kept in {self.path}")
         if self._replaced:
-            say(
+            log(
                 f"what it replaces is kept as {', '.join(self._replaced)} beside {self.path} until the first checkpoint"
             )
 
@@ -148,12 +168,12 @@ class RunDirectory:
         kept = f"what it held before is kept in {self.path.with_name(aside)}"
         remaining = marker.remove_run_files(self.path) if self.path.exists() else []
         if not remaining and marker.move_back(self.path, aside):
-            say(f"{self.path} is as it was before --overwrite: the new run ended before its first checkpoint")
+            log(f"{self.path} is as it was before --overwrite: the new run ended before its first checkpoint")
         else:
-            say(f"{self.path} holds the beginning of a run; {kept}")
+            log(f"{self.path} holds the beginning of a run; {kept}")
 
 
-def refuse_other_config(workdir: epath.Path, config_json: dict[str, object]) -> None:
+def refuse_other_config(workdir: Path, config_json: dict[str, object]) -> None:
     """Raises ConfigError where a directory's checkpoints are of another configuration than this one.
 
     The checkpoints decide, where they say what they were trained with; config.json may be gone, or have been changed.
@@ -181,5 +201,68 @@ def refuse_other_config(workdir: epath.Path, config_json: dict[str, object]) -> 
         )
 
 
-def _holds_files(path: epath.Path) -> bool:
+def _holds_files(path: Path) -> bool:
     return any(True for _ in path.iterdir()) if path.is_dir() else path.exists()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> Iterator[str]:
+    """Sentences 'key: old -> new' for every leaf that differs and could change the result."""
+    for key in sorted({*old, *new}):
+        name = f"{path}.{key}"
+        if name.startswith(KEYS_THAT_MAY_CHANGE):
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, name)
+        elif before != after:
+            yield f"{name}: {before!r} -> {after!r}"
+
+
+def read_config(workdir: Path) -> Config:
+    """The resolved configuration of a run, from its directory alone.
+
+    Raises:
+        ConfigError: there is no run, or its config.json cannot be read.
+    """
+    path = workdir / CONFIG
+    try:
+        tree = read_json(path, mapping())
+    except Unreadable as error:
+        if error.absent:
+            raise ConfigError(f"{workdir} holds no run of ours: there is no {path}") from error
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or train anew") from error
+    try:
+        return check(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no configuration of ours: {error}") from error
+
+
+def refuse_changed_config(workdir: Path, trained_with: Mapping[str, Any]) -> None:
+    """Raises ConfigError where config.json is not what the checkpoint says it was trained with."""
+    changed = list(
+        differences(to_dict(check_trained_config(workdir, trained_with)), to_dict(read_config(workdir)))
+    )
+    if changed:
+        raise ConfigError(
+            f"{workdir / CONFIG} was changed after the training ({'; '.join(changed)}): put it back as it was"
+        )
+
+
+def check_trained_config(workdir: Path, trained_with: Mapping[str, Any]) -> Config:
+    """The configuration that a checkpoint says it was trained with. Raises ConfigError where it is none."""
+    try:
+        return check(trained_with)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the checkpoints in {workdir} were trained with no configuration of ours: {error}"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: Python, packages, devices."""
+    result = {"python": platform.python_version()}
+    for package in PACKAGES:
+        result[package] = importlib.metadata.version(package)
+    result["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    result["processes"] = str(jax.process_count())
+    return result

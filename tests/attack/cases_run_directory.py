@@ -143,7 +143,7 @@ CASES = [
 
 def _wandb(put: odd.Put) -> Callable[[Path], Act]:
     def build(tmp: Path) -> Act:
-        from mim_jax.training.watching.wandb_sink import run_id
+        from mim_jax.training.monitoring.metric_writers import run_id
 
         put(tmp / "wandb.json")
         return lambda: run_id(tmp) and 0

@@ -21,7 +21,7 @@ from mim_jax.methods import METHODS
 from mim_jax.models.surgery import MODES
 from mim_jax.tasks.fit_tokenizer import TokenizerOptions
 from mim_jax.tokenizers.teachers import TEACHERS
-from mim_jax.training.workdir import read_config
+from mim_jax.training.run_directory import read_config
 
 TREES = {
     "config": Config,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mim_jax.data import open_dataset
-from mim_jax.training.watching import first_batch
+from mim_jax.training.monitoring.report import draw_first_batch
 from mim_jax.transfer.confusion import draw_confusion
 
 NAMES = [b"price_$5_to_$10", rb"a_$\frac{1}{$", b"caf\xe9", b"line\nbreak", "写真".encode()]
@@ -41,6 +41,6 @@ def test_they_are_drawn_as_they_are(dataset, tmp_path: Path) -> None:
     names = dataset.class_names
     count = len(names)
     batch = {"image": np.zeros((count, 8, 8, 3), np.uint8), "label": np.arange(count)}
-    first_batch.draw(tmp_path / "first.png", batch, names)
+    draw_first_batch(tmp_path / "first.png", batch, names)
     draw_confusion(tmp_path / "confusion.png", np.eye(count), np.arange(count), names)
     assert (tmp_path / "first.png").stat().st_size and (tmp_path / "confusion.png").stat().st_size

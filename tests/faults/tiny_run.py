@@ -66,7 +66,7 @@ def digest(state: State) -> str:
 
 
 def train(
-    directory: Path, until: int, say: Callable[[str], None], *, history: bool = False, pause: float = 0.0
+    directory: Path, until: int, log: Callable[[str], None], *, history: bool = False, pause: float = 0.0
 ) -> int:
     """Resumes or starts, and runs to step `until`; returns the exit code.
 
@@ -75,11 +75,11 @@ def train(
     """
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), initial_state())
-    say("ready")
+    log("ready")
     with Checkpoints(directory, keep_last=3) as checkpoints, Shutdown() as shutdown:
         found = checkpoints.restore(target)
         step, state = found if found is not None else (0, initial_state())
-        say(f"resumed {step} {digest(state)}")
+        log(f"resumed {step} {digest(state)}")
         saved = step
         while step < until:
             state = update(state, jnp.int32(step))
@@ -88,17 +88,17 @@ def train(
             stop = shutdown.requested_at(step)
             if step % SAVE_EVERY == 0 or stop:
                 checkpoints.wait()
-                say(f"saved {saved}")
+                log(f"saved {saved}")
                 if history:
-                    say(f"state {step} {digest(state)}")
+                    log(f"state {step} {digest(state)}")
                 checkpoints.save(step, state)
                 saved = step
             if stop:
-                say(f"stopped {step} {digest(state)}")
+                log(f"stopped {step} {digest(state)}")
                 return EXIT_AGAIN
         if saved < step:
             checkpoints.save(step, state)
-    say(f"final {step} {digest(state)}")
+    log(f"final {step} {digest(state)}")
     return 0
 
 

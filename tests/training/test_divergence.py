@@ -16,7 +16,7 @@ from mim_jax.config.check import ConfigError
 from mim_jax.data.views import ArraySpec
 from mim_jax.tasks import train
 from mim_jax.training.faults import GRADIENTS, VALUES, batch_fault, cause_of, refuse_broken_state
-from mim_jax.training.watching.watch import Diverged
+from mim_jax.training.monitoring.monitor import Diverged
 
 RATE = {
     "optim__lr": 1000.0,

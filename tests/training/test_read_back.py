@@ -8,10 +8,8 @@ from etils import epath
 
 from mim_jax.compare.results import ResultStore
 from mim_jax.config.check import ConfigError
-from mim_jax.training.watching import bad_images
-from mim_jax.training.watching.log import read_metrics
-from mim_jax.training.watching.sessions import read_sessions
-from mim_jax.training.watching.wandb_sink import run_id
+from mim_jax.training.monitoring.metric_writers import read_metrics, read_sessions, run_id
+from mim_jax.training.monitoring.run_info import record_bad_images
 from mim_jax.transfer.per_image import read_correct
 
 LINE = '{"step": 1, "train/loss": 2.5}\n'
@@ -51,13 +49,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str, says: 
 
 def test_sessions_bad_images_and_wandb(tmp_path: Path) -> None:
     place = epath.Path(tmp_path)
-    assert read_sessions(place) == [] and read_correct(place) == {} and bad_images.remember(place, ()) == {}
+    assert read_sessions(place) == [] and read_correct(place) == {} and record_bad_images(place, ()) == {}
     (place / "sessions.json").write_text('[{"seconds": -1.0}]')
     with pytest.raises(ConfigError, match=r"sessions\.json is damaged \(0\.seconds is -1\.0, not in 0"):
         read_sessions(place)
     (place / "bad_images.json").write_text('{"a.jpg": 3}')
     with pytest.raises(ConfigError, match=r"bad_images\.json is damaged \(a\.jpg is 3, not a text\)"):
-        bad_images.remember(place, ())
+        record_bad_images(place, ())
     (place / "per_image.json").write_text('{"eval/top1": "0120"}')
     with pytest.raises(ConfigError, match=r"per_image\.json is damaged \(it holds other characters"):
         read_correct(place)

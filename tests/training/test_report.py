@@ -10,10 +10,15 @@ import pytest
 from mim_jax.data import open_dataset, over_classes
 from mim_jax.data.datasets.base import ArrayDataset
 from mim_jax.methods import ImageGrid
-from mim_jax.training.watching.curves import FREE, PART, SHARE, SIZE, draw, limits, panels
-from mim_jax.training.watching.report import write_report
-from mim_jax.training.watching.table import as_text, in_a_line, result_rows
-from mim_jax.training.watching.words import BASELINES, TERMS
+from mim_jax.training.monitoring.curves import FREE, PART, SHARE, SIZE, draw, limits, panels
+from mim_jax.training.monitoring.report import write_report
+from mim_jax.training.monitoring.results_table import (
+    BASELINES,
+    TERMS,
+    format_metrics,
+    format_rows,
+    result_rows,
+)
 
 MAPET = {"loss": 2.6, "token_accuracy": 0.35, "uniform_loss": 4.2, "position_frequency_loss": 2.5,
          "position_frequency_token_accuracy": 0.36, "other_images_loss": 2.61, "other_images_token_accuracy": 0.35,
@@ -37,8 +42,8 @@ def records_of(final: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def page_of(tmp_path: Path, records: list[dict[str, Any]], **more: Any) -> str:
-    given: dict[str, Any] = {"title": "t", "facts": {}, "records": records, "rows": result_rows(records),
-             "picture": None, "figures": (), "bad": {}, "config_text": "{}"}  # fmt: skip
+    given: dict[str, Any] = {"title": "t", "info": {}, "parameters": "", "records": records, "rows": result_rows(records),
+             "image_grid": None, "figures": (), "bad": {}, "config_text": "{}"}  # fmt: skip
     write_report(tmp_path / "report.html", **{**given, **more})
     return (tmp_path / "report.html").read_text()
 
@@ -49,7 +54,7 @@ def test_no_raw_key_is_shown(final: dict[str, float], tmp_path: Path) -> None:
     """Neither in the page, nor in the console's table and line."""
     records = records_of(final)
     page = re.sub(r"base64,[^\"]+", "", page_of(tmp_path, records))
-    texts = (page.partition("<h1>")[2], as_text(result_rows(records)), in_a_line(records[-1]))
+    texts = (page.partition("<h1>")[2], format_rows(result_rows(records)), format_metrics(records[-1]))
     for text in texts:
         assert not re.findall(r"\b[a-z0-9]+_[a-z0-9_]+\b", text)
         assert "eval/" not in text and "nan" not in text
@@ -70,13 +75,15 @@ def test_every_baseline_stands_below_its_term() -> None:
 def test_a_column_without_numbers_is_left_out(tmp_path: Path) -> None:
     """A run whose step 0 was not evaluated has nothing to say of it."""
     records = [record for record in records_of(ZOOM) if record["step"]]
-    assert "untrained" not in as_text(result_rows(records)) and "trained" in as_text(result_rows(records))
+    assert "untrained" not in format_rows(result_rows(records)) and "trained" in format_rows(
+        result_rows(records)
+    )
     assert "untrained" not in page_of(tmp_path, records)
     assert '<th class="n">at the start</th>' in page_of(tmp_path, records_of(ZOOM), start="at the start")
 
 
 def test_in_a_line() -> None:
-    assert in_a_line(
+    assert format_metrics(
         {"eval/loss": 1.0, "eval/constant_loss": 2.0, "eval/knn5_top1": 0.5, "eval/x_seconds": 3.0}
     ) == ("held-out loss 1.0000 (a constant 2.0000), k-NN top-1 accuracy, k = 5 0.5000")
 
@@ -161,7 +168,7 @@ def test_a_methods_own_metrics_get_a_curve() -> None:
 def test_examples_have_columns_and_class_names(tmp_path: Path) -> None:
     image = np.zeros((3, 8, 8, 3), np.uint8)
     picture = ImageGrid({"masked input": image, "prediction": image + 1}, "Held-out images.")
-    page = page_of(tmp_path, [], picture=picture, names=["cat", "price_$5_to_$10", "<b>"])
+    page = page_of(tmp_path, [], image_grid=picture, names=["cat", "price_$5_to_$10", "<b>"])
     assert re.findall(r"<th>([^<]*)</th>", page) == ["masked input", "prediction"]
     assert re.findall(r'class="name">([^<]*)<', page.replace("<wbr>", "")) == [
         "class",
@@ -170,7 +177,7 @@ def test_examples_have_columns_and_class_names(tmp_path: Path) -> None:
         "&lt;b&gt;",
     ]
     assert page.count('alt="prediction" class="few"') == 3
-    assert 'class="name"' not in page_of(tmp_path, [], picture=picture)  # no labels, no column
+    assert 'class="name"' not in page_of(tmp_path, [], image_grid=picture)  # no labels, no column
 
 
 def test_examples_are_of_many_classes() -> None:

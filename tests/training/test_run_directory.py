@@ -16,8 +16,7 @@ from mim_jax import storage
 from mim_jax.config.check import ConfigError
 from mim_jax.config.schema import Config
 from mim_jax.storage import StorageError, marker
-from mim_jax.training.run_directory import RunDirectory
-from mim_jax.training.workdir import read_config
+from mim_jax.training.run_directory import RunDirectory, read_config
 
 OURS = {"format": "mim_jax run", "version": 1, "task": "pretrain"}
 

@@ -23,10 +23,10 @@ from mim_jax.tasks import train
 from mim_jax.training.checkpoints import Checkpoints
 from mim_jax.training.epochs import first_step_of
 from mim_jax.training.feature_bank import FeatureBank, Interrupted
+from mim_jax.training.monitoring.metric_writers import read_metrics
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import make_mesh
 from mim_jax.training.state import create_state
-from mim_jax.training.watching.log import read_metrics
 from mim_jax.transfer.gathering import gather_hosts, local_rows
 
 PHASES = {"method.start": 1, "method.interval": 1, "model.image_size": 32}

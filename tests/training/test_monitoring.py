@@ -1,4 +1,4 @@
-"""What a run says while it goes on and after: sinks, progress, MFU, the first batch, the report, a finished run."""
+"""What a run shows while it goes on and after: metric writers, progress, MFU, the first batch, the report, a finished run."""
 
 import json
 import re
@@ -19,15 +19,25 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tiny import STEPS, tiny_config, tiny_run
 
 from mim_jax.config.check import ConfigError
+from mim_jax.progress import log
 from mim_jax.tasks import train
-from mim_jax.training.watching import bad_images, sessions, watch
-from mim_jax.training.watching.first_batch import draw
-from mim_jax.training.watching.log import UNIX_TIME, read_metrics, say
-from mim_jax.training.watching.peak import peak_flops
-from mim_jax.training.watching.progress import Bar
-from mim_jax.training.watching.report import write_report
-from mim_jax.training.watching.sinks import open_sinks
-from mim_jax.training.watching.watch import Diverged, Watch
+from mim_jax.training.monitoring import monitor
+from mim_jax.training.monitoring.clu_writers import ScalarWriter
+from mim_jax.training.monitoring.metric_writers import (
+    UNIX_TIME,
+    open_metric_writer,
+    read_metrics,
+    read_sessions,
+)
+from mim_jax.training.monitoring.monitor import Diverged, MetricMonitor, StepBar
+from mim_jax.training.monitoring.peak_flops import peak_flops
+from mim_jax.training.monitoring.report import draw_first_batch, write_report
+from mim_jax.training.monitoring.run_info import (
+    MAX_LISTED_IMAGES,
+    format_bad_images,
+    record_bad_images,
+    wall_time,
+)
 
 FAKE_WANDB = """
 import json, os
@@ -62,12 +72,12 @@ def scalars(directory: Path) -> list[tuple[int, str, float, float]]:
 
 def killed_and_resumed(config: Any, workdir: Path) -> list[dict]:
     """Six lines, of which a kill leaves checkpoint 3: the second session logs 4 to 6 again. The metrics at the end."""
-    with open_sinks(config, workdir, 0, time.time()) as sinks:
+    with open_metric_writer(config, workdir, 0, time.time()) as writer:
         for step in range(1, 7):
-            sinks.write(step, {"train/loss": 10.0 - step})
-    with open_sinks(config, workdir, 3, time.time()) as sinks:
+            writer.write_scalars(step, {"train/loss": 10.0 - step})
+    with open_metric_writer(config, workdir, 3, time.time()) as writer:
         for step in range(4, 8):
-            sinks.write(step, {"train/loss": 10.0 - step})
+            writer.write_scalars(step, {"train/loss": 10.0 - step})
     return read_metrics(workdir / "metrics.jsonl")
 
 
@@ -80,14 +90,14 @@ def test_tensorboard_holds_the_history_once(tmp_path: Path) -> None:
 
 def test_a_tensorboard_that_is_watching_sees_no_point_twice(tmp_path: Path) -> None:
     config = small_config()
-    with open_sinks(config, tmp_path, 0, time.time()) as sinks:
+    with open_metric_writer(config, tmp_path, 0, time.time()) as writer:
         for step in range(1, 7):
-            sinks.write(step, {"train/loss": 10.0 - step})
+            writer.write_scalars(step, {"train/loss": 10.0 - step})
     watching = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert len(watching.Scalars("train/loss")) == 6
-    with open_sinks(config, tmp_path, 3, time.time()) as sinks:
+    with open_metric_writer(config, tmp_path, 3, time.time()) as writer:
         for step in range(4, 8):
-            sinks.write(step, {"train/loss": 10.0 - step})
+            writer.write_scalars(step, {"train/loss": 10.0 - step})
     assert [point.step for point in watching.Reload().Scalars("train/loss")] == list(range(1, 8))
 
 
@@ -147,10 +157,10 @@ def test_wandb_missing_is_said_before_anything_starts(
 
 def test_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def session() -> str:
-        bar = Bar(0, 10)
+        bar = StepBar(0, 10)
         for done in range(1, 11):
             bar.update(done, 0.5)
-            say(f"line {done}")
+            log(f"line {done}")
         bar.close()
         return capsys.readouterr().out
 
@@ -186,35 +196,40 @@ def test_peaks(kind: str, dtype: str, tera: float | None) -> None:
     assert peak_flops(kind, dtype) == (None if tera is None else tera * 1e12)
 
 
-class Kept:
-    """A sink that keeps what it is given."""
+class Recorder(ScalarWriter):
+    """A writer that keeps what it is given."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, dict[str, float]]] = []
 
-    def write(self, step: int, values: Any) -> None:
-        self.lines.append((step, dict(values)))
+    def write_scalars(self, step: int, scalars: Any) -> None:
+        self.lines.append((step, dict(scalars)))
 
     def close(self) -> None: ...
 
 
 def watched(flops: float) -> dict[str, float]:
-    """The metrics of an update that a Watch logs."""
-    sink = Kept()
+    """The metrics of an update that a MetricMonitor logs."""
+    recorder = Recorder()
     config = small_config(overrides={"log.every_steps": 1})
     loader: Any = SimpleNamespace(stall_seconds=0.0)
-    with Watch(config, sink, loader, 0, None, lambda *_: Diverged()) as seen:
+    with MetricMonitor(config, recorder, loader, 0, None, lambda *_: Diverged()) as seen:
         seen.flops = flops
-        seen.clock.start()
+        seen.throughput.start()
         time.sleep(0.01)
         values = {name: jnp.asarray(1.0) for name in ("loss", "grad_norm", "lr")}
-        seen.update(1, values, look_at_all=True)
-    return sink.lines[0][1]
+        seen.update(1, values, drain=True)
+    return recorder.lines[0][1]
+
+
+def test_what_a_writer_of_scalars_cannot_write_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="Recorder writes scalars, no images"):
+        Recorder().write_images(0, {"grid": np.zeros((1, 2, 2, 3))})
 
 
 def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "perf/mfu" not in watched(2e6)  # a CPU
-    monkeypatch.setattr(watch, "peak_flops", lambda kind, dtype: 1e9)
+    monkeypatch.setattr(monitor, "peak_flops", lambda kind, dtype: 1e9)
     values = watched(2e6)
     assert values["perf/mfu"] == pytest.approx(
         2e6 * values["perf/images_per_sec"] / (1e9 * 8)
@@ -226,19 +241,24 @@ def test_first_batch_is_drawn_as_the_network_gets_it(tmp_path: Path) -> None:
     image = np.zeros((2, 16, 16, 3), np.uint8)
     image[:, :, :8, 0] = 255  # red on the left
     batch = {"image": image, "flip": np.array([False, True]), "label": np.array([0, -1], np.int32)}
-    draw(tmp_path / "first.png", batch, ["cat"])
+    draw_first_batch(tmp_path / "first.png", batch, ["cat"])
     drawn = np.asarray(Image.open(tmp_path / "first.png").convert("RGB")).astype(int)
     row = drawn[drawn.shape[0] // 3]
     red = np.flatnonzero((row[:, 0] > 200) & (row[:, 1] < 50)) / len(row)
     assert 0.02 < red.min() < 0.1 and 0.9 < red.max() < 0.98  # outer halves: the second is mirrored
     assert not np.any((red > 0.27) & (red < 0.73))
-    draw(tmp_path / "plain.png", {"image": image, "label": batch["label"]}, [])  # no flips, no names
+    draw_first_batch(
+        tmp_path / "plain.png", {"image": image, "label": batch["label"]}, []
+    )  # no flips, no names
 
 
-def test_a_finished_run_left_its_pictures_and_facts(finished_run: Path) -> None:
+def test_a_finished_run_left_its_pictures_and_information(finished_run: Path) -> None:
     with Image.open(finished_run / "first_batch.png") as picture:
         assert min(picture.size) > 100
+    overview = (finished_run / "parameters.txt").read_text()
+    assert "patch_embed" in overview and re.search(r"Total: [\d,]+ -- [\d,]+ bytes", overview)
     page = (finished_run / "report.html").read_text()
+    assert "patch_embed" in page and "<summary>Parameters" in page
     drawn = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
     assert {"loss", "token accuracy", "gradient norm", "First training batch"} <= set(drawn)
     assert [drawn.count(name) for name in ("original", "order", "predicted tokens")] == [8, 8, 8]
@@ -274,31 +294,31 @@ def test_the_same_command_shows_a_finished_run(
         and "step " not in out.split("finished")[1]
     )
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    assert len(sessions.read_sessions(finished_run)) == 1  # looking at a result is no session
+    assert len(read_sessions(finished_run)) == 1  # looking at a result is no session
 
 
 def test_sessions_add_up(tmp_path: Path) -> None:
     (tmp_path / "sessions.json").write_text(
         json.dumps([{"started": 1.0, "first_step": 0, "last_step": 3, "seconds": 3600.0}])
     )
-    with open_sinks(small_config(), tmp_path, 3, time.time() - 65) as sinks:
-        sinks.write(4, {"train/loss": 1.0})
-    assert re.match(r"1:01:0[5-7] \(h:mm:ss\) in 2 sessions", sessions.describe(tmp_path))
-    assert [s["last_step"] for s in sessions.read_sessions(tmp_path)] == [3, 4]
+    with open_metric_writer(small_config(), tmp_path, 3, time.time() - 65) as writer:
+        writer.write_scalars(4, {"train/loss": 1.0})
+    assert re.match(r"1:01:0[5-7] \(h:mm:ss\) in 2 sessions", wall_time(tmp_path))
+    assert [s["last_step"] for s in read_sessions(tmp_path)] == [3, 4]
 
 
 def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:
     first = SimpleNamespace(bad={f"a{i:02d}.jpg": "it is cut short" for i in range(15)})
     second = SimpleNamespace(bad={f"b{i:02d}.jpg": "<no> image" for i in range(10)})
-    bad_images.remember(tmp_path, [first])  # type: ignore[list-item]
-    bad = bad_images.remember(tmp_path, [second, SimpleNamespace()])  # type: ignore[list-item]
+    record_bad_images(tmp_path, [first])  # type: ignore[list-item]
+    bad = record_bad_images(tmp_path, [second, SimpleNamespace()])  # type: ignore[list-item]
     assert len(bad) == 25
-    text = bad_images.as_text(bad)
+    text = format_bad_images(bad)
     assert text.startswith("25 images") and len(text.splitlines()) == 22 and "and 5 more" in text
     write_report(
-        tmp_path / "report.html", title="t", facts={}, records=[{"step": 1, "train/loss": 1.0}], rows=[],
-        picture=None, figures=(("none", "", tmp_path / "none.png"),), bad=bad, config_text="{}",
+        tmp_path / "report.html", title="t", info={}, parameters="", records=[{"step": 1, "train/loss": 1.0}], rows=[],
+        image_grid=None, figures=(("none", "", tmp_path / "none.png"),), bad=bad, config_text="{}",
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     assert "25 images could not be read" in page and "&lt;no&gt; image" in page and "And 5 more" in page
-    assert page.count('class="path"') == bad_images.LISTED
+    assert page.count('class="path"') == MAX_LISTED_IMAGES

@@ -11,9 +11,14 @@ from typing import Any
 
 import matplotlib
 
-from mim_jax.training.watching.log import ASIDE
-from mim_jax.training.watching.table import held_out_names
-from mim_jax.training.watching.words import BASELINES, rank, term_and_baseline, words
+from mim_jax.training.monitoring.results_table import (
+    BASELINES,
+    DETAIL_SUFFIXES,
+    display_rank,
+    held_out_names,
+    term_and_baseline,
+    term_label,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -151,10 +156,12 @@ def _chosen(logged: set[str]) -> list[tuple[str, str, list[str]]]:
     chosen = [(title, kind, [key for key in keys if key in logged]) for title, kind, keys in CURVES]
     shown = {key for _, _, keys in CURVES for key in keys} | set(NOT_SHOWN)
     others = {key.partition("/")[2] for key in logged - shown if key.startswith(("train/", "eval/"))}
-    others = {name for name in others if not name.endswith(ASIDE) and not term_and_baseline(name)[1]}
+    others = {
+        name for name in others if not name.endswith(DETAIL_SUFFIXES) and not term_and_baseline(name)[1]
+    }
     for name in sorted(others):
         keys = [key for key in (f"train/{name}", f"eval/{name}") if key in logged]
-        chosen.append((words(name), FREE, keys))
+        chosen.append((term_label(name), FREE, keys))
     return [(title, kind, keys) for title, kind, keys in chosen if keys]
 
 
@@ -173,7 +180,7 @@ def _levels(records: Sequence[Mapping[str, Any]], keys: Sequence[str], start: st
     terms = {key.removeprefix("eval/") for key in keys if key.startswith("eval/")}
     logged = held_out_names({key: 0 for record in records for key in record})
     levels: dict[str, float] = {}
-    for name in sorted(logged, key=functools.partial(rank, logged=logged)):
+    for name in sorted(logged, key=functools.partial(display_rank, logged=logged)):
         term, baseline = term_and_baseline(name, logged)
         if baseline and term in terms:
             levels[BASELINES[baseline][1]] = _points(records, f"eval/{name}")[-1][1]
