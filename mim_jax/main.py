@@ -11,13 +11,14 @@ from mim_jax.config.check import ConfigError, check
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
+from mim_jax.errors import ExitCode
 from mim_jax.methods import check_options
 from mim_jax.tasks import fit_tokenizer, gallery, train
 from mim_jax.training import distributed
 from mim_jax.training.monitoring.monitor import Diverged
 
 TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
-    "pretrain": (check_options, train.run),
+    "train": (check_options, train.run),
     "gallery": (check_options, gallery.run),
     "tokenizer": (fit_tokenizer.check_job, fit_tokenizer.run),
     "analyze": (analysis.check_job, analysis.run),
@@ -33,8 +34,6 @@ The first lines of a configuration file say what it does and which presets it ha
 --config.KEY=VALUE sets one. The same command resumes a run that was stopped.
 
 Exit codes: 0 done, 2 a mistake of the user's, 3 the run has diverged, 75 asked to stop (the same command resumes)."""
-
-DIVERGED = 3
 
 
 def default_workdir(config_flag: str) -> str:
@@ -85,12 +84,12 @@ def run(argv: Sequence[str]) -> int:
         return run_task(config, workdir, options.overwrite)
     except Diverged as error:
         print_error(error)
-        return DIVERGED
+        return ExitCode.DIVERGED
 
 
 def _replay(config: Config, workdir: str, options: argparse.Namespace) -> int:
     """Repeats a diverged update of a run; raises ConfigError where that has no meaning."""
-    if options.overwrite or config.task != "pretrain":
+    if options.overwrite or config.task != "train":
         raise ConfigError(
             "--replay=FILE repeats an update of a run: give its own command, without --overwrite"
         )

@@ -155,14 +155,14 @@ def test_whose_directory_it_is_in_a_bucket(objects: Objects) -> None:
     bucket.put("bucket/thesis/config.json", b'{"model_type": "vit"}')
     with (
         pytest.raises(StorageError, match="files that are not ours"),
-        RunDirectory("gs://bucket/thesis", "pretrain"),
+        RunDirectory("gs://bucket/thesis", "train"),
     ):
         pass
-    with RunDirectory("gs://bucket/run", "pretrain") as run_directory:
+    with RunDirectory("gs://bucket/run", "train") as run_directory:
         run_directory.acquire(small_config())
         with (
             pytest.raises(StorageError, match=rf"gs://bucket/run is in use by process {os.getpid()} on"),
-            RunDirectory("gs://bucket/run", "pretrain") as second,
+            RunDirectory("gs://bucket/run", "train") as second,
         ):
             second.acquire(small_config())
     assert kept(objects, "bucket/run") == {"mim_jax.json", "config.json", "versions.json"}
@@ -250,7 +250,7 @@ def test_what_cannot_lie_in_a_bucket_says_so(objects: Objects, capsys: pytest.Ca
 
 
 def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
-    with RunDirectory(f"file://{tmp_path}/run", "pretrain") as run_directory:
+    with RunDirectory(f"file://{tmp_path}/run", "train") as run_directory:
         run_directory.acquire(small_config())
     assert (tmp_path / "run" / "config.json").exists() and run_directory.path == epath.Path(tmp_path / "run")
     with Checkpoints(f"file://{tmp_path}/run/checkpoints") as checkpoints:
@@ -270,7 +270,7 @@ def test_file_uris_are_paths_of_this_machine(tmp_path: Path) -> None:
 
 def test_what_a_run_began_from_is_named_wherever_it_lies(objects: Objects, tmp_path: Path) -> None:
     for init in ("gs://bucket/runs/tiny", f"file://{tmp_path}/tiny", str(tmp_path / "tiny")):
-        with RunDirectory(init, "pretrain") as run_directory:
+        with RunDirectory(init, "train") as run_directory:
             run_directory.acquire(small_config())
         config = dataclasses.replace(small_config(), init=init)
         assert init_name(config) == "tiny" and describe_init(config) == f"tiny (mapet, 24 steps), {init}"

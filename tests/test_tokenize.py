@@ -29,13 +29,14 @@ from mim_jax.data import (
 )
 from mim_jax.data.crop import CentreSquare, NoCrop
 from mim_jax.data.datasets.base import ArrayDataset
+from mim_jax.errors import ExitCode
 from mim_jax.methods import Method, Variables, build_method, complete_options
 from mim_jax.methods.token_method import HELD_OUT
 from mim_jax.tasks import fit_tokenizer, tokenize
 from mim_jax.tasks.codes_report import most_used
 from mim_jax.tokenizers.tokenizer import open_tokenizer
 from mim_jax.training.evaluation import evaluation_context
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +207,7 @@ def test_stopped_anywhere_and_started_again(tokenizer, cache, tmp_path, monkeypa
             return super().requested
 
     monkeypatch.setattr(tokenize, "Shutdown", Stopping)
-    assert tokenize.run([*arguments(tokenizer, other), "--batch_size=64"]) == EXIT_AGAIN
+    assert tokenize.run([*arguments(tokenizer, other), "--batch_size=64"]) == ExitCode.STOPPED
     assert not other.exists()
     monkeypatch.setattr(tokenize, "Shutdown", Shutdown)
     assert tokenize.run([*arguments(tokenizer, other), "--batch_size=64"]) == 0

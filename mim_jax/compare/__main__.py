@@ -35,16 +35,15 @@ from mim_jax.compare.table import Table
 from mim_jax.config.arguments import Parser, command, positive, start
 from mim_jax.config.check import ConfigError
 from mim_jax.config.files import load, override
+from mim_jax.errors import ExitCode
 from mim_jax.storage import make_directory, parse_path, require_local
 from mim_jax.storage.marker import Marker, check_directory, follow_link, write_marker
-from mim_jax.training.shutdown import EXIT_AGAIN
 
-FAILURES = 1
 TASK = "compare"
 OUTCOMES = {
-    0: "done",
-    FAILURES: "done, but some cells failed",
-    EXIT_AGAIN: "stopped; the same command resumes",
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "done, but some cells failed",
+    ExitCode.STOPPED: "stopped; the same command resumes",
 }
 
 
@@ -83,7 +82,7 @@ def compare(
     make_directory(root, "--workdir")
     with StopRequest().on_signals() as stop, exclusive(root, stop) as lock:
         if lock is None:
-            return EXIT_AGAIN
+            return ExitCode.STOPPED
         check_directory(directory, TASK)  # nobody else may change it now
         write_marker(directory, Marker(TASK))
         results = ResultStore(root / "results")
@@ -106,7 +105,7 @@ def compare(
         scheduler.run(cells, num_jobs)
         write()
         complete = len(runs) == len(pretrain_runs) and all(results.is_done(stage.key) for stage in stages)
-        code = 0 if complete else EXIT_AGAIN if stop.received else FAILURES
+        code = ExitCode.DONE if complete else ExitCode.STOPPED if stop.received else ExitCode.FAILED
         print_with_time(f"{OUTCOMES[code]}: {root / 'table.md'}")
         return code
 

@@ -17,8 +17,8 @@ from typing import IO, Any, Self
 from mim_jax.compare.results import DONE, FAILED, RUNNING, ResultStore, read_run
 from mim_jax.compare.stages import Stage
 from mim_jax.config.check import ConfigError
+from mim_jax.errors import ExitCode
 from mim_jax.storage import StorageError, make_directory, open_to_append
-from mim_jax.training.shutdown import EXIT_AGAIN
 
 MAIN = (sys.executable, "-m", "mim_jax.main")
 """The command that runs a stage."""
@@ -202,7 +202,7 @@ class Scheduler:
                     process.terminate()
                     terminated = True
                 yield
-            if code != EXIT_AGAIN or self._stop.received:
+            if code != ExitCode.STOPPED or self._stop.received:
                 break
         seconds = time.perf_counter() - started
         if code == 0:

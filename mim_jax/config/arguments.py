@@ -11,7 +11,7 @@ from typing import NoReturn, ParamSpec
 from absl import logging
 
 from mim_jax.config.errors import ConfigError, print_error
-from mim_jax.errors import USAGE_ERROR, UserError
+from mim_jax.errors import ExitCode, UserError
 
 CONFIG_PREFIX = "--config."
 P = ParamSpec("P")
@@ -32,7 +32,7 @@ def command(run: Callable[P, int]) -> Callable[P, int]:
             return 0
         except UserError as error:
             print_error(error)
-            return USAGE_ERROR
+            return ExitCode.USAGE_ERROR
 
     return run_or_explain
 

@@ -202,7 +202,7 @@ class Log:
 class Config:
     """One run. `method` is {"name": ..., and that method's options}; `job` holds the options of a task that trains nothing."""
 
-    task: Annotated[str, words("pretrain", "gallery", "tokenizer", "analyze")] = "pretrain"
+    task: Annotated[str, words("train", "gallery", "tokenizer", "analyze")] = "train"
     seed: Seed = 0
     method: dict[str, Any] = dataclasses.field(default_factory=dict)
     job: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mim_jax.interop.check_weights import refuse_untrained_weights, some
 from mim_jax.interop.errors import WeightsError
-from mim_jax.interop.sound import refuse_unsound, some
 from mim_jax.models.vit import Params
 from mim_jax.reading import Unreadable, check_file
 from mim_jax.storage import StorageError, atomic_write_path, local_copy, parse_path
@@ -119,7 +119,7 @@ def fit(shapes: Params, tree: Params, what: str) -> Params:
     messages = [f"{some(names)} {fault}" for fault, names in faults.items() if names]
     if messages:
         raise WeightsError(f"the weights of {what} do not fit this network: {'; '.join(messages)}")
-    refuse_unsound({name: values[name] for name in both}, what)
+    refuse_untrained_weights({name: values[name] for name in both}, what)
     cast = {name: np.asarray(values[name], expected[name].dtype) for name in both}
     tree = unflatten_dict(cast, sep="/")
     return tree

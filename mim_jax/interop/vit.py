@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from mim_jax.interop.check_weights import refuse_untrained_weights
 from mim_jax.interop.errors import WeightsError
-from mim_jax.interop.namings import Flat, detect_naming, translate
 from mim_jax.interop.official import from_mae
-from mim_jax.interop.sound import refuse_unsound
+from mim_jax.interop.parameter_names import Flat, detect_naming, translate
 from mim_jax.models.vit import Params, ViTConfig
 
 HEAD_WIDTH = 64
@@ -124,7 +124,7 @@ def encoder_from(
         raise WeightsError(
             f"the patches of these weights are {patch.shape[2]} x {patch.shape[3]} pixels: ours are square"
         )
-    refuse_unsound(flatten_dict({"encoder": tree}, sep="/"), "the encoder")
+    refuse_untrained_weights(flatten_dict({"encoder": tree}, sep="/"), "the encoder")
     shared = "relative_position_bias" in tree
     per_block = any("relative_position_bias" in tree[name] for name in tree if name.startswith("block_"))
     if shared and per_block:

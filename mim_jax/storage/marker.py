@@ -224,7 +224,7 @@ def _describe_foreign_files(directory: epath.Path, names: list[str], overwrite: 
     if {"config.json", "checkpoints"} <= set(names):
         return (
             f"{holds}: give a new or empty directory, or, if it is a run that an earlier version of mim_jax made, say so:"
-            f' echo \'{{"format": "{FORMAT}", "version": {VERSION}, "task": "pretrain"}}\' > {directory / MARKER_FILE}'
+            f' echo \'{{"format": "{FORMAT}", "version": {VERSION}, "task": "train"}}\' > {directory / MARKER_FILE}'
         )
     done = "so nothing is overwritten" if overwrite else "so nothing is written there"
     return f"{holds}, {done}: give a new or empty directory"

@@ -17,6 +17,7 @@ from mim_jax.config.kinds import Count, Heads, Range, Side, Text, Vocabulary, wo
 from mim_jax.config.schema import Config
 from mim_jax.data import Dataset, ImageView, Subset, evaluation_batches, even_numbers, make_crop
 from mim_jax.data.placement import LocalDevices
+from mim_jax.errors import ExitCode
 from mim_jax.models.vit import Params
 from mim_jax.progress import format_duration, log
 from mim_jax.storage import open_to_append, require_local
@@ -28,7 +29,7 @@ from mim_jax.tokenizers.teachers import Teacher, load_teacher
 from mim_jax.tokenizers.tokenizer import kmeans_ids, save_kmeans
 from mim_jax.training.datasets import open_split
 from mim_jax.training.run_directory import RunDirectory
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 FILE = "tokenizer.safetensors"
 REPORT = "report.html"
@@ -123,7 +124,7 @@ def _run(config: Config, run_directory: RunDirectory) -> int:
     if result is None:
         run_directory.keep_replaced()
         log("asked to stop; the same command, without --overwrite, goes on")
-        return EXIT_AGAIN
+        return ExitCode.STOPPED
     if jax.process_index() == 0:
         log(
             f"result   inertia {result.inertia:.6g} over {result.points} features, {100 * result.usage:.2f} % of the codes"

@@ -34,6 +34,7 @@ from mim_jax.data import (
 )
 from mim_jax.data.placement import LocalDevices
 from mim_jax.data.tokens_cache import HEADER
+from mim_jax.errors import ExitCode
 from mim_jax.methods import check_options
 from mim_jax.methods.token_method import HELD_OUT, TokenOptions
 from mim_jax.progress import Progress, log
@@ -44,7 +45,7 @@ from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.tokenizers.tokenizer import Tokenizer, check_tokenizer_fits, open_tokenizer
 from mim_jax.training import distributed
 from mim_jax.training.datasets import open_split
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 BATCH = 256
 ROWS_PER_SHARD = 16_384
@@ -154,7 +155,7 @@ def _tokenize(config: Config, tokenizer: Tokenizer, splits: Sequence[_Split], ba
         )
     if not finished:
         log("asked to stop; the same command goes on from the shards that are written")
-        return EXIT_AGAIN
+        return ExitCode.STOPPED
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0:

@@ -24,6 +24,7 @@ from mim_jax.config.scaling import AUTO, chosen
 from mim_jax.config.schema import Config, resolved
 from mim_jax.data import Dataset, Loader, evaluation_batches, evenly_spaced, place
 from mim_jax.data.memory import median_side
+from mim_jax.errors import ExitCode
 from mim_jax.methods import Method, Variables, build_method, complete_options, completion_lines
 from mim_jax.methods.method import Evaluator
 from mim_jax.progress import Progress, log
@@ -47,7 +48,7 @@ from mim_jax.training.pretrained import ignored_keys, load_encoder, with_network
 from mim_jax.training.replay import replay as repeat
 from mim_jax.training.run_directory import RunDirectory, differences
 from mim_jax.training.sharding import abstract, batch_sharding, make_mesh, state_shardings
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
 
@@ -91,7 +92,7 @@ def run(config: Config, workdir: str | os.PathLike[str], overwrite: bool = False
     Args:
         overwrite: whether a run of ours that lies there is replaced: moved aside, and removed after the first checkpoint.
     """
-    with RunDirectory(workdir, "pretrain", overwrite=overwrite) as directory:
+    with RunDirectory(workdir, "train", overwrite=overwrite) as directory:
         try:
             return _run(set_up(config), directory)
         except Diverged:
@@ -189,7 +190,7 @@ def _run(setup: Setup, directory: RunDirectory) -> int:
             end = _train(setup, state, first_step, evaluators, checkpoints, writer, workdir, shutdown)
         bad = record_bad_images(workdir, (setup.train, setup.test))
         if end is None:
-            return EXIT_AGAIN
+            return ExitCode.STOPPED
     write_run_report(config, setup.method, end.variables, context, bad)
     if jax.process_index() == 0:
         log_result(workdir, bad, start_label(config))

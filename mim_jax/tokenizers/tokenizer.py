@@ -14,9 +14,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 
 from mim_jax.config.check import ConfigError, one_of
+from mim_jax.interop.check_weights import refuse_untrained_weights
 from mim_jax.interop.errors import WeightsError
 from mim_jax.interop.files import existing, fit, read_weights, write_weights
-from mim_jax.interop.sound import refuse_unsound
 from mim_jax.interop.teachers import dalle_from, vqkd_from
 from mim_jax.interop.vit import HEAD_WIDTH
 from mim_jax.models.dalle import DalleConfig, DalleEncoder
@@ -162,7 +162,7 @@ def _centroids(centroids: np.ndarray, width: int) -> np.ndarray:
     """The centroids float32 [k, width] of a k-means. Raises WeightsError where they can be none."""
     if centroids.ndim != 2 or centroids.shape[1] != width or not len(centroids):
         raise WeightsError(f"its centroids are {list(centroids.shape)}, but must be [k, {width}]")
-    refuse_unsound({"centroids": centroids}, "its k-means")
+    refuse_untrained_weights({"centroids": centroids}, "its k-means")
     if len(centroids) > 1 and (centroids == centroids[0]).all():
         raise WeightsError(
             "its centroids are all the same, so that every patch has one id: make the tokenizer anew"

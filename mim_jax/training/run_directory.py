@@ -1,6 +1,6 @@
 """A run's directory, locked by one process: checked first, changed only once everything else is known to be right.
 
-with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:  # refuses what is not ours; changes nothing
+with RunDirectory(workdir, "train", overwrite=overwrite) as run_directory:  # refuses what is not ours; changes nothing
     ...  # configuration, data, method, batch, devices
     run_directory.acquire(config)  # locks, moves aside what --overwrite replaces, writes marker, config.json, versions.json
     ...

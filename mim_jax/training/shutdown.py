@@ -6,7 +6,7 @@ with Shutdown() as shutdown:
         if shutdown.requested_at(step):
             checkpoints.save(step, state)
             checkpoints.wait()
-            sys.exit(EXIT_AGAIN)
+            sys.exit(ExitCode.STOPPED)
 """
 
 import os
@@ -18,12 +18,6 @@ from typing import Any, Self
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
-
-EXIT_AGAIN = 75
-"""Exit code of a run that was asked to stop, has saved, and is not finished: start the same command again.
-
-75 is EX_TEMPFAIL of sysexits.h; launch scripts and schedulers (SLURM's requeue, Kubernetes) act on it.
-"""
 
 
 class Shutdown:

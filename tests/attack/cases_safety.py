@@ -11,8 +11,8 @@ from tests.attack import base, odd
 from tests.attack.case import ROOT, Act, Case, main, train
 
 AREA = "safety"
-OURS = {"format": "mim_jax run", "version": 1, "task": "pretrain"}
-TASKS = {"pretrain": "mapet", "gallery": "gallery", "tokenizer": "tokenizer"}
+OURS = {"format": "mim_jax run", "version": 1, "task": "train"}
+TASKS = {"train": "mapet", "gallery": "gallery", "tokenizer": "tokenizer"}
 Make = Callable[[Path], object]
 LARGE = 1 << 20
 """Bytes from which a file's size stands for its content."""
@@ -147,8 +147,8 @@ def _placed(task: str, make: Make, flags: Sequence[str]) -> Callable[[Path], Act
 WORKDIRS = [
     Case(AREA, f"{task}{flag} into {name}", _placed(task, make, [flag] if flag else []), says=says)
     for task, flag in (
-        ("pretrain", ""),
-        ("pretrain", "--overwrite"),
+        ("train", ""),
+        ("train", "--overwrite"),
         ("gallery", "--overwrite"),
         ("tokenizer", ""),
     )

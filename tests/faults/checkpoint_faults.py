@@ -24,8 +24,8 @@ from absl import logging
 from damage import DAMAGE, flip_bit
 from tiny_run import SAVE_EVERY, train
 
+from mim_jax.errors import ExitCode
 from mim_jax.training.checkpoints import CheckpointError
-from mim_jax.training.shutdown import EXIT_AGAIN
 
 
 @dataclass
@@ -108,7 +108,7 @@ def kills(count: int, draw: random.Random, scratch: Path) -> list[Row]:
             row.add(recovered=True, identical=arrived and states[known] == value, lost=known < promised)
     polite = Row(f"SIGTERM (exit code {code})")
     same = _said(ends, "resumed") == stopped
-    polite.add(recovered=code == EXIT_AGAIN, identical=same and arrived, lost=not same)
+    polite.add(recovered=code == ExitCode.STOPPED, identical=same and arrived, lost=not same)
     return [row, polite]
 
 

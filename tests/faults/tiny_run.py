@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mim_jax.errors import ExitCode
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 SAVE_EVERY = 3
 _OPTIMISER = optax.adamw(1e-2)
@@ -95,7 +96,7 @@ def train(
                 saved = step
             if stop:
                 log(f"stopped {step} {digest(state)}")
-                return EXIT_AGAIN
+                return ExitCode.STOPPED
         if saved < step:
             checkpoints.save(step, state)
     log(f"final {step} {digest(state)}")

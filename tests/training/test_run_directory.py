@@ -18,14 +18,14 @@ from mim_jax.config.schema import Config
 from mim_jax.storage import StorageError, marker
 from mim_jax.training.run_directory import RunDirectory, read_config
 
-OURS = {"format": "mim_jax run", "version": 1, "task": "pretrain"}
+OURS = {"format": "mim_jax run", "version": 1, "task": "train"}
 
 
 def taken(
     workdir: Path | str, config: Config | None = None, *, overwrite: bool = False, keep: bool = False
 ) -> None:
     """A start that takes the directory and ends."""
-    with RunDirectory(workdir, "pretrain", overwrite=overwrite) as run_directory:
+    with RunDirectory(workdir, "train", overwrite=overwrite) as run_directory:
         run_directory.acquire(config or small_config())
         if keep:
             run_directory.discard_replaced()
@@ -169,7 +169,7 @@ def test_a_link_to_a_directory_is_resolved_once(tmp_path: Path, capsys: pytest.C
 
 def test_overwrite_keeps_the_old_run_until_there_is_something_new(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    with RunDirectory(run, "pretrain", overwrite=True) as run_directory:
+    with RunDirectory(run, "train", overwrite=True) as run_directory:
         run_directory.acquire(small_config())
         (aside,) = (path for path in tmp_path.iterdir() if path != run)
         assert aside.name.startswith("run.replaced-")
@@ -185,7 +185,7 @@ def test_overwrite_keeps_the_old_run_until_there_is_something_new(tmp_path: Path
 def test_a_new_run_that_fails_gives_the_old_one_back(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     before = tree(tmp_path)
-    with pytest.raises(RuntimeError), RunDirectory(run, "pretrain", overwrite=True) as run_directory:
+    with pytest.raises(RuntimeError), RunDirectory(run, "train", overwrite=True) as run_directory:
         run_directory.acquire(small_config())
         (run / "metrics.jsonl").write_text("{}")
         raise RuntimeError
@@ -194,7 +194,7 @@ def test_a_new_run_that_fails_gives_the_old_one_back(tmp_path: Path) -> None:
 
 def test_what_a_killed_overwrite_has_moved_goes_with_the_next_start(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    killed = RunDirectory(run, "pretrain", overwrite=True).__enter__()
+    killed = RunDirectory(run, "train", overwrite=True).__enter__()
     killed.acquire(small_config())
     assert killed._lock is not None
     killed._lock.release()  # as the kernel does

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from mim_jax.errors import ExitCode
 from mim_jax.training.checkpoints import Checkpoints
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 
 def test_sigterm_sets_the_flag_and_the_old_handler_returns() -> None:
@@ -57,8 +58,9 @@ _PROCESS = """
 import os, signal, sys, time
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from mim_jax.errors import ExitCode
 from mim_jax.training.checkpoints import CheckpointError, Checkpoints
-from mim_jax.training.shutdown import EXIT_AGAIN, Shutdown
+from mim_jax.training.shutdown import Shutdown
 
 address, index, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(address, 2, index)
@@ -98,7 +100,7 @@ with Shutdown() as shutdown, Checkpoints(directory) as checkpoints:
             break
         time.sleep(0.005)
 jax.distributed.shutdown()
-sys.exit(EXIT_AGAIN)
+sys.exit(ExitCode.STOPPED)
 """
 
 
@@ -123,7 +125,7 @@ def test_two_processes_save_fall_back_and_stop_together(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [EXIT_AGAIN, EXIT_AGAIN], (
+    assert [process.returncode for process in processes] == [ExitCode.STOPPED, ExitCode.STOPPED], (
         ends[0][1][-3000:] + ends[1][1][-3000:]
     )
     stopped, other = (int(output.split()[-1]) for output, _ in ends)

@@ -11,7 +11,7 @@ SHOWN = 3
 """Parameters of a kind that an error names."""
 
 
-def refuse_unsound(flat: Mapping[str, np.ndarray], what: str) -> None:
+def refuse_untrained_weights(flat: Mapping[str, np.ndarray], what: str) -> None:
     """Raises WeightsError, naming the parameters, for weights that no trained network has.
 
     Args:
