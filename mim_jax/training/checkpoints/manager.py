@@ -45,6 +45,8 @@ from mim_jax.training.checkpoints.steps import (
     temporary_directory,
 )
 
+_MIN_SLICE_BYTES = 1 << 20
+"""Replicas share the writing of an array only where each would write at least so much."""
 _ARRAYS = "arrays"
 _NONE, _ALL_BAD = -1, -2
 
@@ -80,7 +82,14 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> "_Manager":
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+        # By default Orbax cuts every replicated array into a slice a device, each by a program of its own: the first save of a
+        # small network on eight devices compiled for longer than it trained.
+        array_handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+        handler = ocp.PyTreeCheckpointHandler(
+            use_ocdbt=True,
+            use_zarr3=True,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, array_handler)),
+        )
         registry = ocp.DefaultCheckpointHandlerRegistry()
         registry.add(_ARRAYS, ocp.args.PyTreeSave, handler)
         registry.add(_ARRAYS, ocp.args.PyTreeRestore, handler)
