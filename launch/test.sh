@@ -8,6 +8,6 @@ files=(requirements.txt requirements-test.txt)
 [ -z "${MIM_JAX_ORACLES:-}" ] || files+=(requirements-oracles.txt)
 install_into_venv "${files[@]}"
 tune_environment
-# Two processes, each takes whole files: compilation, which most of the time goes into, uses one core.
-# A later -n 0 among the arguments switches that off.
-exec .venv/bin/python -m pytest -n "${MIM_JAX_TEST_PROCESSES:-2}" --dist loadfile "$@"
+# Two processes, each takes whole files, the longest first (tests/conftest.py): compilation, which most of the time goes into,
+# uses one core. A later -n 0 among the arguments switches that off.
+exec .venv/bin/python -m pytest -n "${MIM_JAX_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

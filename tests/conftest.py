@@ -48,12 +48,22 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+LONGEST = (
+    "test_tables", "test_tasks", "test_resume", "test_step", "test_parity", "test_bfloat16", "test_beyond_masking", "test_amt",
+    "test_transfer", "test_objectives", "test_harness", "test_extensions", "test_divergence", "test_library",
+    "test_swin_simmim", "test_combinations", "test_bucket",
+)  # fmt: skip
+"""Files that take half a minute and more: they start first, so that no process is left alone with one at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever needs a whole run is slow, whatever it does with it."""
+    """Whoever needs a whole run is slow, whatever it does with it; the longest files come first."""
     for item in items:
         if "finished_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))  # stable
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The step: exact accumulation, the same losses on any mesh, parameters really sharded, the moving average."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,12 @@ pytestmark = pytest.mark.slow
 STEPS = 20
 
 
+@functools.cache
+def trained(devices: int, fsdp: int = 1, tensor: int = 1):
+    """Losses and the state after STEPS updates; one compilation for all tests of a mesh."""
+    return train(mesh_of(devices, fsdp, tensor))
+
+
 def train(mesh: jax.sharding.Mesh, steps: int = STEPS, overrides: dict | None = None):
     config = small_config("mapet", {"model.drop_path": 0.2, "optim.lr": 3e-3, **(overrides or {})})
     method = build_method(config)
@@ -38,26 +46,19 @@ def train(mesh: jax.sharding.Mesh, steps: int = STEPS, overrides: dict | None = 
     return np.array(losses), state
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return train(mesh_of(1))
-
-
-def test_it_learns(one_device) -> None:
-    losses, _ = one_device
+def test_it_learns() -> None:
+    losses, _ = trained(1)
     assert losses[-4:].mean() < losses[:4].mean() - 0.05
 
 
-@pytest.mark.parametrize(
-    ("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 1, 1), (2, 2, 1), (8, 8, 1), (8, 2, 2)]
-)
-def test_same_losses_on_any_mesh(one_device, devices: int, fsdp: int, tensor: int) -> None:
-    losses, _ = train(mesh_of(devices, fsdp, tensor))
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+@pytest.mark.parametrize(("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 8, 1), (8, 2, 2)])
+def test_same_losses_on_any_mesh(devices: int, fsdp: int, tensor: int) -> None:
+    losses, _ = trained(devices, fsdp, tensor)
+    np.testing.assert_allclose(losses, trained(1)[0], rtol=1e-5)
 
 
 def test_parameters_are_really_sharded() -> None:
-    _, state = train(mesh_of(8, 8), steps=1)
+    _, state = trained(8, 8, 1)
     kernel = state.params["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (32, 128)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
@@ -65,7 +66,7 @@ def test_parameters_are_really_sharded() -> None:
     moment = state.opt_state[1].mu["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
     assert {shard.data.shape for shard in moment.addressable_shards} == {(32, 16)}
     assert state.artefacts["centroids"].sharding.is_fully_replicated
-    _, tensor = train(mesh_of(8, 2, 2), steps=1)
+    _, tensor = trained(8, 2, 2)
     attention = tensor.params["encoder"]["block_00"]["attn"]  # 2 heads of 16 channels, width 32
     shards = jax.tree.map(lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, attention)
     assert shards["qkv"] == {"kernel": {(16, 3, 1, 16)}, "bias": {(3, 1, 16)}}
