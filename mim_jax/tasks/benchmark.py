@@ -11,7 +11,7 @@ between steps (AMT's refresh) are timed beside it, per image; `refresh` is their
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +22,13 @@ from mim_jax.config.check import check
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.data import place
-from mim_jax.data.views import ArraySpec
 from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, make_mesh
 from mim_jax.training.state import create_state
 from mim_jax.training.step import make_train_step
+from mim_jax.training.synthetic_inputs import batch_specs, prepared, random_batch, without_token_cache
 
 EXAMPLES = 1_281_167
 
@@ -91,9 +91,7 @@ def prepare(
 ) -> tuple[Method, Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
     """The method, a function that makes one update, one that only corrupts, and one that runs all refreshes."""
     config = override(load(spec), {"data.batch_size": batch_size})
-    tokens = config.method.get("tokenizer", "pixels") != "pixels" and not config.method.weights
-    if tokens:
-        override(config, {"method.tokens": "random ids"})
+    tokens = without_token_cache(config)
     resolved = complete_options(
         resolve(
             check(config),
@@ -105,21 +103,19 @@ def prepare(
     method = build_method(resolved)
     last = method.phases[-1].method
     mesh = make_mesh(resolved.mesh)
-    keys = dict(method.view(train=True).keys)
-    if tokens:
-        keys["tokens"] = ArraySpec((method.net.num_patches,), "int32", below=resolved.method["vocabulary"])
-    keys |= {r.name: ArraySpec(r.shape, r.dtype) for r in method.refreshes if not r.on_device}
-    batch = place(random_batch(keys, batch_size), batch_sharding(mesh))
+    batch = place(
+        random_batch(batch_specs(method, resolved.method["vocabulary"] if tokens else 0), batch_size),
+        batch_sharding(mesh),
+    )
     shapes = jax.eval_shape(method.init_params, jax.random.key(0))
     optimiser = make_optimiser(resolved, method.rules, shapes, 1000.0)
-    images = random_batch(method.feature_view.keys, 64)["image"]
-    prepared = method.prepare(lambda: [images], resolved.seed)
-    on_device = {
+    variables = prepared(method, batch_size)
+    tables = {
         r.name: np.full((batch_size, *r.shape), r.initial, r.dtype) for r in method.refreshes if r.on_device
     }
-    prepared = dataclasses.replace(prepared, artefacts=prepared.artefacts | on_device | method.constants)
+    variables = dataclasses.replace(variables, artefacts=variables.artefacts | tables)
     ema = bool(resolved.optim.ema)
-    state = create_state(method, optimiser, prepared, ema=ema, mesh=mesh, seed=resolved.seed)
+    state = create_state(method, optimiser, variables, ema=ema, mesh=mesh, seed=resolved.seed)
     update = make_train_step(last, optimiser, jax.eval_shape(lambda: state), mesh, resolved, 1000.0)
     corrupt_keys = example_keys(0, Purpose.CORRUPT, batch["epoch"], batch["index"])
     corrupt = jax.jit(lambda keys, batch, variables: last.corrupt(keys, batch, variables, True))
@@ -136,27 +132,6 @@ def prepare(
         lambda: corrupt(corrupt_keys, batch, current[0].variables),
         lambda: [compute(current[0].params, batch) for compute in computed],
     )
-
-
-def random_batch(keys: Mapping[str, ArraySpec], count: int) -> dict[str, np.ndarray]:
-    """Noise of the shapes that a view asks for."""
-    random = np.random.default_rng(0)
-    batch: dict[str, np.ndarray] = {
-        "index": np.arange(count, dtype=np.int32),
-        "epoch": np.zeros(count, np.int32),
-        "valid": np.ones(count, bool),
-    }
-    for name, spec in keys.items():
-        shape, dtype = (count, *spec.shape), np.dtype(spec.dtype)
-        if dtype == np.uint8 or spec.below is not None:
-            batch[name] = random.integers(0, spec.below or 256, shape).astype(dtype)
-        elif np.issubdtype(dtype, np.floating):
-            batch[name] = random.random(shape).astype(dtype)
-        else:
-            batch[name] = np.zeros(shape, dtype)
-    if "box" in batch:
-        batch["box"][:] = (0.0, 0.0, 1.0, 1.0)
-    return batch
 
 
 def seconds(work: Callable[[], Any]) -> float:

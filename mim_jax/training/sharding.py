@@ -1,6 +1,7 @@
 """One mesh with the axes data, fsdp and tensor; where batches and states lie on it, by rule over names and shapes."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,11 +23,10 @@ FSDP_MIN_SIZE = 2048
 """Smaller parameters are copied to every device: gathering them would cost more than it saves."""
 
 
-def make_mesh(mesh: Mesh) -> jax.sharding.Mesh:
-    """The devices of all hosts as a mesh; `mesh` is resolved (data is not -1)."""
-    return jax.make_mesh(
-        (mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
-    )
+def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The devices (None = those of all hosts) as a mesh; `mesh` is resolved (data is not -1)."""
+    shape, axes = (mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor")
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -26,10 +26,14 @@ def term_sums(method: Method, variables: Variables, batch: Batch, seed: int) -> 
     """Every term of the loss on a (part of a) batch: (sum, count) over its valid examples, scalars; and new batch_stats."""
     corrupt_keys = example_keys(seed, Purpose.CORRUPT, batch["epoch"], batch["index"])
     forward_keys = example_keys(seed, Purpose.FORWARD, batch["epoch"], batch["index"])
-    view = method.corrupt(corrupt_keys, batch, variables, True)
-    outputs = method.forward(variables, view, forward_keys, True)
+    # The scopes' names are those of profiles, and of mim_jax.plan.
+    with jax.named_scope("corrupt"):
+        view = method.corrupt(corrupt_keys, batch, variables, True)
+    with jax.named_scope("forward"):
+        outputs = method.forward(variables, view, forward_keys, True)
     batch_stats = outputs.get(BATCH_STATS, variables.batch_stats)
-    return sum_terms(method.loss(outputs, view), batch["valid"]), batch_stats
+    with jax.named_scope("loss"):
+        return sum_terms(method.loss(outputs, view), batch["valid"]), batch_stats
 
 
 def gradients(
@@ -99,10 +103,11 @@ def make_train_step(
         grads, metrics, batch_stats = gradients(
             method, state.variables, batch, parts=config.optim.accumulation, seed=config.seed
         )
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics[VALUES], metrics[GRADIENTS] = finite_leaves(state.params), finite_leaves(grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics["grad_norm"] = optax.tree.norm(grads)
+            metrics[VALUES], metrics[GRADIENTS] = finite_leaves(state.params), finite_leaves(grads)
         metrics["lr"] = learning_rate(state.step, config, steps_per_epoch)
         return dataclasses.replace(
             state,
