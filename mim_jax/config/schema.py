@@ -153,6 +153,7 @@ class Mesh:
     data: Annotated[int, Range(-1, 2**20)] = -1  # -1 = all devices that the other axes leave
     fsdp: Annotated[int, Range(1, 2**20)] = 1
     tensor: Annotated[int, Range(1, 2**20)] = 1
+    explain: bool = False  # prints where every parameter lies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.pretrained import ignored_keys, load_encoder, with_network_of_init
 from mim_jax.training.replay import replay as repeat
 from mim_jax.training.run_directory import RunDirectory, differences
-from mim_jax.training.sharding import abstract, batch_sharding, make_mesh, state_shardings
+from mim_jax.training.sharding import abstract, batch_sharding, explain, make_mesh, state_shardings
 from mim_jax.training.shutdown import Shutdown
 from mim_jax.training.state import TrainState, create_state, state_shapes
 from mim_jax.training.step import StepFunction, make_train_step
@@ -169,6 +169,9 @@ def _run(setup: Setup, directory: RunDirectory) -> int:
     for line in setup.chosen:
         log(f"chosen   {line}")
     log_run_info(config, setup.method, setup.loader, setup.bank, len(setup.test), setup.shapes, workdir)
+    if config.mesh.explain:
+        for line in explain(setup.shapes, setup.mesh):
+            log(line)
     with (
         Shutdown() as shutdown,
         setup.loader,

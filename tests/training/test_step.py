@@ -61,10 +61,10 @@ def test_parameters_are_really_sharded() -> None:
     _, state = trained(8, 8, 1)
     kernel = state.params["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (32, 128)
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 128)}
     assert len({shard.device for shard in kernel.addressable_shards}) == 8
     moment = state.opt_state[1].mu["encoder"]["block_00"]["mlp"]["fc1"]["kernel"]
-    assert {shard.data.shape for shard in moment.addressable_shards} == {(32, 16)}
+    assert {shard.data.shape for shard in moment.addressable_shards} == {(4, 128)}
     assert state.artefacts["centroids"].sharding.is_fully_replicated
     _, tensor = trained(8, 2, 2)
     attention = tensor.params["encoder"]["block_00"]["attn"]  # 2 heads of 16 channels, width 32
