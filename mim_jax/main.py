@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mim_jax.analysis import job as analysis
 from mim_jax.config.arguments import Parser, command, start
-from mim_jax.config.check import ConfigError, check
+from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.errors import print_error
 from mim_jax.config.files import load, override
 from mim_jax.config.schema import Config
@@ -15,6 +15,7 @@ from mim_jax.errors import ExitCode
 from mim_jax.methods import check_options
 from mim_jax.tasks import fit_tokenizer, gallery, train
 from mim_jax.training import distributed
+from mim_jax.training.cluster import add_cluster_options, cluster_of
 from mim_jax.training.monitoring.monitor import Diverged
 
 TASKS: dict[str, tuple[Callable[[Config], object], Callable[[Config, str, bool], int]]] = {
@@ -66,6 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         help="DIR/diverged-STEP.json of a run that has diverged: repeats that update and prints what it did to every parameter;"
         " nothing is written",
     )
+    add_cluster_options(parser)
     options, values = parser.parse_with_assignments(argv)
     return check(override(load(options.config), values)), options
 
@@ -77,14 +79,15 @@ def run(argv: Sequence[str]) -> int:
     check_task, run_task = TASKS[config.task]
     check_task(config)
     workdir = default_workdir(options.config) if options.workdir is None else options.workdir
-    distributed.join()
-    try:
-        if options.replay is not None:
-            return _replay(config, workdir, options)
-        return run_task(config, workdir, options.overwrite)
-    except Diverged as error:
-        print_error(error)
-        return ExitCode.DIVERGED
+    settings = {"config": to_dict(config), "--workdir": workdir, "--overwrite": options.overwrite}
+    with distributed.joined(cluster_of(options), settings, options.start_timeout) as leave:
+        try:
+            if options.replay is not None:
+                return leave(_replay(config, workdir, options))
+            return leave(run_task(config, workdir, options.overwrite))
+        except Diverged as error:
+            print_error(error)
+            return leave(ExitCode.DIVERGED)
 
 
 def _replay(config: Config, workdir: str, options: argparse.Namespace) -> int:

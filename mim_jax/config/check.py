@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
@@ -111,3 +111,33 @@ def with_options(config: ml_collections.ConfigDict, name: str, options: type) ->
         config.method = _to_config_dict(options)
         with config.method.unlocked():
             config.method.name = name
+
+
+KEYS_THAT_MAY_CHANGE = (
+    "config.mesh",
+    "config.log",
+    "config.checkpoint",
+    "config.eval",
+    "config.data.threads",
+    "config.data.on_bad_image",
+    "config.data.prefetch",
+)
+"""Keys that cannot change what is learnt: a run may be resumed with other values."""
+
+
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    path: str = "config",
+    ignored: tuple[str, ...] = KEYS_THAT_MAY_CHANGE,
+) -> Iterator[str]:
+    """Sentences 'key: old -> new' for every leaf that differs, but for those whose names begin with one of `ignored`."""
+    for key in sorted({*old, *new}):
+        name = f"{path}.{key}" if path else key
+        if name.startswith(ignored):
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, name, ignored)
+        elif before != after:
+            yield f"{name}: {before!r} -> {after!r}"

@@ -9,6 +9,7 @@ used. Every host writes its share of the shards. The same command resumes where 
 Exit codes: 0 done, 2 a mistake of the user's, 75 asked to stop (the same command resumes).
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from jax.experimental import multihost_utils
 
 from mim_jax.config.arguments import Parser, command, positive
-from mim_jax.config.check import ConfigError, check
+from mim_jax.config.check import ConfigError, check, to_dict
 from mim_jax.config.files import load, override
 from mim_jax.config.resolve import image_size, resolve_model
 from mim_jax.config.schema import Config, resolved
@@ -44,6 +45,7 @@ from mim_jax.tasks.codes_report import SHOWN_IMAGES, most_used, write_codes_repo
 from mim_jax.tokenizers.assignment import usage_and_perplexity
 from mim_jax.tokenizers.tokenizer import Tokenizer, check_tokenizer_fits, open_tokenizer
 from mim_jax.training import distributed
+from mim_jax.training.cluster import add_cluster_options, cluster_of
 from mim_jax.training.datasets import open_split
 from mim_jax.training.shutdown import Shutdown
 
@@ -52,8 +54,8 @@ ROWS_PER_SHARD = 16_384
 """Images of a shard: what is computed again after a stop."""
 
 
-def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
-    """The run's configuration, its token options and the number of images in a batch.
+def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, argparse.Namespace]:
+    """The run's configuration, its token options, and the options beside it.
 
     Raises:
         ConfigError: one sentence.
@@ -63,6 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
     parser.add_argument(
         "--batch_size", default=BATCH, type=positive, metavar="N", help=f"images per host and call ({BATCH})"
     )
+    add_cluster_options(parser)
     arguments, values = parser.parse_with_assignments(argv)
     config = check(override(load(arguments.config), values))
     options = check_options(config)
@@ -83,7 +86,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, TokenOptions, int]:
             "token ids of held-out images are kept for one fixed view of each: pass --config.augment.eval_crop=centre_square,"
             " here and in the run"
         )
-    return config, options, arguments.batch_size
+    return config, options, arguments
 
 
 _MEANING = {
@@ -95,9 +98,10 @@ _MEANING = {
 @command
 def run(argv: Sequence[str]) -> int:
     """Everything; the exit code. Mistakes of the user end in one sentence on stderr."""
-    config, options, batch_size = parse(argv)
-    distributed.join()
-    return tokenize(config, options, batch_size)
+    config, options, arguments = parse(argv)
+    settings = {"config": to_dict(config), "--batch_size": arguments.batch_size}
+    with distributed.joined(cluster_of(arguments), settings, arguments.start_timeout) as leave:
+        return leave(tokenize(config, options, arguments.batch_size))
 
 
 def tokenize(config: Config, options: TokenOptions, batch_size: int = BATCH) -> int:

@@ -18,7 +18,7 @@ import optax
 from clu import parameter_overview
 
 from mim_jax.analysis.measure import HeadDiversity
-from mim_jax.config.check import ConfigError, to_dict
+from mim_jax.config.check import ConfigError, differences, to_dict
 from mim_jax.config.resolve import resolve
 from mim_jax.config.scaling import AUTO, chosen
 from mim_jax.config.schema import Config, resolved
@@ -46,7 +46,7 @@ from mim_jax.training.monitoring.run_info import log_run_info, record_bad_images
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.pretrained import ignored_keys, load_encoder, with_network_of_init
 from mim_jax.training.replay import replay as repeat
-from mim_jax.training.run_directory import RunDirectory, differences
+from mim_jax.training.run_directory import RunDirectory
 from mim_jax.training.sharding import abstract, batch_sharding, explain, make_mesh, state_shardings
 from mim_jax.training.shutdown import Shutdown
 from mim_jax.training.state import TrainState, create_state, state_shapes

@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ import jax
 from etils.epath import Path
 
 from mim_jax import storage
-from mim_jax.config.check import ConfigError, check, to_dict
+from mim_jax.config.check import ConfigError, check, differences, to_dict
 from mim_jax.config.schema import Config
 from mim_jax.progress import log
 from mim_jax.reading import Unreadable, mapping, read_json
@@ -32,17 +32,6 @@ from mim_jax.training.checkpoints import read_custom_metadata
 from mim_jax.training.distributed import first_process_does
 
 CONFIG, VERSIONS = "config.json", "versions.json"
-
-KEYS_THAT_MAY_CHANGE = (
-    "config.mesh",
-    "config.log",
-    "config.checkpoint",
-    "config.eval",
-    "config.data.threads",
-    "config.data.on_bad_image",
-    "config.data.prefetch",
-)
-"""Keys that cannot change what is learnt: a run may be resumed with other values."""
 
 PACKAGES = (
     "jax",
@@ -203,19 +192,6 @@ def refuse_other_config(workdir: Path, config_json: dict[str, object]) -> None:
 
 def _holds_files(path: Path) -> bool:
     return any(True for _ in path.iterdir()) if path.is_dir() else path.exists()
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> Iterator[str]:
-    """Sentences 'key: old -> new' for every leaf that differs and could change the result."""
-    for key in sorted({*old, *new}):
-        name = f"{path}.{key}"
-        if name.startswith(KEYS_THAT_MAY_CHANGE):
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, name)
-        elif before != after:
-            yield f"{name}: {before!r} -> {after!r}"
 
 
 def read_config(workdir: Path) -> Config:
