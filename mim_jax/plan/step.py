@@ -18,7 +18,11 @@ from mim_jax.training.state import state_shapes
 from mim_jax.training.step import make_train_step
 from mim_jax.training.synthetic_inputs import abstract_batch, batch_specs, prepared
 
-_EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_EXHAUSTED = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
+)
+"""What a TPU's compiler says when a program does not fit: what it takes, and what there is."""
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -73,7 +77,8 @@ def plan_step(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if (exhausted := _EXHAUSTED.search(str(error))) is None:
+        exhausted = next((found for form in _EXHAUSTED if (found := form.search(str(error)))), None)
+        if exhausted is None:
             raise
         used, limit = (float(exhausted[i]) * _UNITS[exhausted[i + 1]] for i in (1, 3))
         memory = Memory(None, None, used, limit)
