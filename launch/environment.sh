@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: a virtual environment with what is needed, and the process environment that pays.
 # install_into_venv FILE... : makes .venv where there is none and installs the requirement files and this package, once per content.
 # tune_environment          : compilation cache; on CPU also the memory and XLA settings that were measured to pay.

@@ -236,5 +236,15 @@ def test_slurm_and_open_mpi_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find_cluster()
     assert found is not None and found.coordinator.startswith("node03:")
     assert dataclasses.replace(found, coordinator="") == Cluster("", 4, 2, (0,))
+    for tasks, node, devices in (
+        ("2(x2)", "1", (0,)),
+        ("1(x4)", "2", None),
+        ("3,1", "0", (0,)),
+        ("3,1", "1", None),
+    ):
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+        monkeypatch.setenv("SLURM_NODEID", node)
+        found = find_cluster()
+        assert found is not None and found.local_device_ids == devices
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # one process inside an allocation
     assert find_cluster() is None

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import selectors
 import socket
 import sys
@@ -77,6 +78,10 @@ def find_cluster(
                 coordinator, num_processes, process_id, None, None, int(START_SECONDS)
             )
         )
+        if (
+            _tasks_on_host() == 1
+        ):  # jax gives a task the one device of its number; alone on its host it drives them all
+            devices = None
     if coordinator is None or num_processes is None or process_id is None:
         raise ConfigError(
             "several processes need all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I"
@@ -114,6 +119,18 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 def cluster_of(options: argparse.Namespace) -> Cluster | None:
     """The cluster that the options, or the environment, tell of. Raises ConfigError."""
     return find_cluster(options.coordinator, options.num_processes, options.process_id)
+
+
+def _tasks_on_host() -> int | None:
+    """Processes of the run on this host, as the scheduler says; None where it does not."""
+    if (local := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")).isdigit():
+        return int(local)
+    counts: list[int] = []  # SLURM_STEP_TASKS_PER_NODE: "8(x2),4", by node
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        if (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is not None:
+            counts += [int(found[1])] * int(found[2] or 1)
+    node = os.environ.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
 
 
 def _number(name: str) -> int | None:
