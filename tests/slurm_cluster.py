@@ -74,7 +74,11 @@ def slurm() -> Iterator[Path]:
     munged = [shutil.which("munged") or "", "--foreground", "--force", f"--key-file={folder}/munge.key"]
     munged += [f"--{name}={path}" for name, path in files.items()]
     # --foreground and -D: children of this process, which it can stop.
-    commands = [munged, ["slurmctld", "-D"], *(["slurmd", "-D", "-N", f"127.0.0.{n + 1}"] for n in range(NODES))]
+    commands = [
+        munged,
+        ["slurmctld", "-D"],
+        *(["slurmd", "-D", "-N", f"127.0.0.{n + 1}"] for n in range(NODES)),
+    ]
     processes = []
     try:
         for command in commands:
