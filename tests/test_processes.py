@@ -31,6 +31,8 @@ OPTIONS = {
     "log.tensorboard": False,
 }  # fmt: skip
 
+LAST_STEP = 24
+
 
 def command(workdir: Path, *more: str) -> list[str]:
     flags = [f"--config.{key}={value}" for key, value in OPTIONS.items()]
@@ -98,7 +100,7 @@ def arrays(workdir: Path, mesh: jax.sharding.Mesh | None = None) -> dict[str, np
     if mesh is not None:
         where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        tree = checkpoints.metadata(24)["tree"]
+        tree = checkpoints.metadata(LAST_STEP)["tree"]
         _, state = checkpoints.restore_partial(
             jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
         )

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
@@ -17,7 +16,8 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|async_computation)=%?([\w.\-]+)")
+_FUSED = re.compile(r"calls=%?([\w.\-]+)")
+_APPLIED = re.compile(r"to_apply=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -61,7 +61,8 @@ class Collective:
     bytes: float
 
 
-class Gather(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Gather:
     """How often the arrays of one parameter are gathered: times in the forward and in the backward pass."""
 
     parameter: str
@@ -93,14 +94,14 @@ class Program:
                 for branch in re.findall(r"[\w.\-]+", branches[1]):
                     yield from self._executed(branch, times)
             elif re.search(r" call\(", line):
-                called = _CALLED.search(line)
+                called = _APPLIED.search(line)
                 assert called is not None
                 yield from self._executed(called[1], times)
 
     def inside(self, line: str) -> Iterator[str]:
         """The instruction and all that it is fused of."""
         yield line
-        for called in _CALLED.findall(line):
+        for called in _FUSED.findall(line):
             for inner in self.computations.get(called, ()):
                 yield from self.inside(inner)
 
@@ -165,7 +166,7 @@ def gathers(program: Program) -> list[Gather]:
         if len(names) != len(arrays):
             names = names[:1] * len(arrays)
         for (dtype, num_bytes), name in zip(arrays, names, strict=True):
-            whole_name = name if "jvp" in name else f"{names[0].partition('block_')[0]}{name}"
+            whole_name = name if "jvp" in name else _completed(name, names[0])
             counter = passes.setdefault(
                 (f"{module_of(whole_name)} ({num_bytes:,.0f} bytes)", dtype), collections.Counter()
             )
@@ -174,6 +175,12 @@ def gathers(program: Program) -> list[Gather]:
         Gather(name, dtype, counter[False], counter[True])
         for (name, dtype), counter in sorted(passes.items())
     ]
+
+
+def _completed(name: str, first: str) -> str:
+    """A name without its beginning, which is that of the first: cut before "block_03/...", or in the middle of it."""
+    beginning, block, _ = first.partition("block_")
+    return f"{beginning}{block if re.match(r'[0-9]+/', name) else ''}{name}"
 
 
 def module_of(op_name: str) -> str:
