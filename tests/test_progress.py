@@ -9,6 +9,7 @@ import pytest
 from mim_jax import progress
 from mim_jax.progress import Estimate, Progress, format_duration, tracked
 from mim_jax.tokenizers.kmeans import KMeansOptions, fit_kmeans
+from mim_jax.training.monitoring.goodput import WallTime
 from mim_jax.training.monitoring.monitor import Throughput, log_compilation, progress_line
 
 
@@ -116,7 +117,7 @@ def test_tracked_counts_what_was_consumed(clock_of: FakeTime, capsys: pytest.Cap
 
 
 def test_the_first_call_of_a_step_says_that_it_compiles(capsys: pytest.CaptureFixture[str]) -> None:
-    step = log_compilation(lambda x: x + 1, "the training step")
+    step = log_compilation(lambda x: x + 1, "the training step", WallTime(0.0))
     assert step(1) == 2 and step(2) == 3
     assert capsys.readouterr().out.splitlines() == [
         "compiling the training step",

@@ -16,10 +16,17 @@ from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods import ImageGrid, Method, Variables
 from mim_jax.methods.method import Batch, EvaluationContext
 from mim_jax.progress import log
-from mim_jax.training.monitoring.metric_writers import read_metrics
+from mim_jax.training.monitoring.goodput import describe_goodput
+from mim_jax.training.monitoring.metric_writers import read_metrics, read_sessions
 from mim_jax.training.monitoring.report import EXAMPLES, FIRST_BATCH, REPORT, label_text, write_report
 from mim_jax.training.monitoring.results_table import format_rows, result_rows
-from mim_jax.training.monitoring.run_info import format_bad_images, init_name, run_info, start_label
+from mim_jax.training.monitoring.run_info import (
+    format_bad_images,
+    init_name,
+    run_info,
+    start_label,
+    wall_time,
+)
 from mim_jax.transfer.classification import CONFUSION
 
 
@@ -94,4 +101,6 @@ def log_result(workdir: Path, bad: Mapping[str, str], start: str = "untrained") 
     for part in (format_rows(rows, start), format_bad_images(bad)):
         if part:
             log(f"\n{part}")
+    if goodput := describe_goodput(read_sessions(workdir)):
+        log(f"\ntime: {wall_time(workdir)}: {goodput}")
     log(f"\nreport: {workdir / REPORT}")

@@ -39,6 +39,7 @@ from mim_jax.training.evaluation import evaluate, evaluation_context
 from mim_jax.training.faults import leaf_names, refuse_broken_state
 from mim_jax.training.feature_bank import FeatureBank, Interrupted
 from mim_jax.training.monitoring.clu_writers import MetricWriter
+from mim_jax.training.monitoring.goodput import WallTime
 from mim_jax.training.monitoring.metric_writers import import_wandb, open_metric_writer
 from mim_jax.training.monitoring.monitor import Diverged, MetricMonitor, log_compilation
 from mim_jax.training.monitoring.report import FIRST_BATCH, FIRST_BATCH_IMAGES, REPORT, draw_first_batch
@@ -153,7 +154,7 @@ def _check_classes(config: Config, train: Dataset, test: Dataset) -> None:
 
 
 def _run(setup: Setup, directory: RunDirectory) -> int:
-    started, workdir, config = time.time(), directory.path, setup.config
+    wall_time, workdir, config = WallTime(time.time()), directory.path, setup.config
     context = evaluation_context(config, setup.mesh, setup.train, setup.test, workdir)
     evaluators = setup.method.evaluators(context)
     if config.eval.attention_images:
@@ -189,8 +190,10 @@ def _run(setup: Setup, directory: RunDirectory) -> int:
             log_result(workdir, record_bad_images(workdir, ()), start_label(config))
             return 0
         first_step, state = restore_or_create(setup, checkpoints)
-        with open_metric_writer(config, workdir, first_step, started) as writer:
-            end = _train(setup, state, first_step, evaluators, checkpoints, writer, workdir, shutdown)
+        with open_metric_writer(config, workdir, first_step, wall_time) as writer:
+            end = _train(
+                setup, state, first_step, evaluators, checkpoints, writer, workdir, shutdown, wall_time
+            )
         bad = record_bad_images(workdir, (setup.train, setup.test))
         if end is None:
             return ExitCode.STOPPED
@@ -256,6 +259,7 @@ def _train(
     writer: MetricWriter,
     workdir: Any,
     shutdown: Shutdown,
+    wall_time: WallTime,
 ) -> TrainState | None:
     """Updates from `first_step` to the end; None if it was asked to stop before (the state is then saved).
 
@@ -276,12 +280,10 @@ def _train(
     explain = explained(config, loader, workdir, leaf_names(state.params), lambda: state.artefacts)
 
     with MetricMonitor(
-        config, writer, loader, first_step, max(checkpoints.steps(), default=None), explain
+        config, writer, loader, first_step, max(checkpoints.steps(), default=None), explain, wall_time
     ) as monitor:
         if first_step == 0:
-            monitor.write_evaluation(
-                0, evaluate(evaluators, state.variables, baselines=config.eval.baselines)
-            )
+            _evaluate(evaluators, state, 0, config.eval.baselines, monitor, wall_time)
             _write_inputs(setup, workdir)
         batches = None
         monitor.throughput.start()
@@ -290,18 +292,23 @@ def _train(
                 if batches is not None:
                     batches.close()  # what was made ahead holds rows of before
                     batches = None
+                monitor.throughput.pause()
                 try:
-                    state, results = bank.refresh(refreshes, state, lambda: shutdown.requested)
+                    with wall_time.spent("refreshes"):
+                        state, results = bank.refresh(refreshes, state, lambda: shutdown.requested)
                 except Interrupted:
                     _stop(checkpoints, step)
                     return None
                 monitor.write(step, results)
+                monitor.throughput.start()
             if batches is None:
                 batches = loader.iterate(step, functools.partial(place, sharding=batch_sharding(mesh)))
             phase = phase_of(method, step, len(setup.train), config.data.batch_size)
             if phase not in steps:
                 name = method.phases[phase].name
-                steps[phase] = log_compilation(setup.train_step(phase, shapes), f"the training step ({name})")
+                steps[phase] = log_compilation(
+                    setup.train_step(phase, shapes), f"the training step ({name})", wall_time
+                )
                 monitor.flops = method.phases[phase].method.flops()
             state, metrics = steps[phase](state, next(batches))
             done, last = step + 1, step + 1 == total
@@ -315,17 +322,35 @@ def _train(
             monitor.throughput.pause()
             results = {}
             if evaluating:
-                results = evaluate(evaluators, state.variables, baselines=config.eval.baselines and last)
+                with wall_time.spent("evaluation"):
+                    results = evaluate(evaluators, state.variables, baselines=config.eval.baselines and last)
                 monitor.write_evaluation(done, results)
             if saving:
-                checkpoints.save(done, bank.complete(state), results)
+                with wall_time.spent("checkpoints"):
+                    checkpoints.save(done, bank.complete(state), results)
                 monitor.last_saved = done
             if stop:
                 _stop(checkpoints, done)
                 return None
             monitor.throughput.start()
-        checkpoints.wait()
+        with wall_time.spent("checkpoints"):
+            checkpoints.wait()
         return state
+
+
+def _evaluate(
+    evaluators: list[Evaluator],
+    state: TrainState,
+    done: int,
+    baselines: bool,
+    monitor: MetricMonitor,
+    wall_time: WallTime,
+) -> dict[str, float]:
+    """Measures, logs and returns what is measured after `done` updates."""
+    with wall_time.spent("evaluation"):
+        results = evaluate(evaluators, state.variables, baselines=baselines)
+    monitor.write_evaluation(done, results)
+    return results
 
 
 def _write_inputs(setup: Setup, workdir: Any) -> None:

@@ -23,6 +23,7 @@ from mim_jax.progress import log
 from mim_jax.tasks import train
 from mim_jax.training.monitoring import monitor
 from mim_jax.training.monitoring.clu_writers import ScalarWriter
+from mim_jax.training.monitoring.goodput import WallTime, describe_goodput, shares
 from mim_jax.training.monitoring.metric_writers import (
     UNIX_TIME,
     open_metric_writer,
@@ -72,10 +73,10 @@ def scalars(directory: Path) -> list[tuple[int, str, float, float]]:
 
 def killed_and_resumed(config: Any, workdir: Path) -> list[dict]:
     """Six lines, of which a kill leaves checkpoint 3: the second session logs 4 to 6 again. The metrics at the end."""
-    with open_metric_writer(config, workdir, 0, time.time()) as writer:
+    with open_metric_writer(config, workdir, 0, WallTime(time.time())) as writer:
         for step in range(1, 7):
             writer.write_scalars(step, {"train/loss": 10.0 - step})
-    with open_metric_writer(config, workdir, 3, time.time()) as writer:
+    with open_metric_writer(config, workdir, 3, WallTime(time.time())) as writer:
         for step in range(4, 8):
             writer.write_scalars(step, {"train/loss": 10.0 - step})
     return read_metrics(workdir / "metrics.jsonl")
@@ -90,12 +91,12 @@ def test_tensorboard_holds_the_history_once(tmp_path: Path) -> None:
 
 def test_a_tensorboard_that_is_watching_sees_no_point_twice(tmp_path: Path) -> None:
     config = small_config()
-    with open_metric_writer(config, tmp_path, 0, time.time()) as writer:
+    with open_metric_writer(config, tmp_path, 0, WallTime(time.time())) as writer:
         for step in range(1, 7):
             writer.write_scalars(step, {"train/loss": 10.0 - step})
     watching = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert len(watching.Scalars("train/loss")) == 6
-    with open_metric_writer(config, tmp_path, 3, time.time()) as writer:
+    with open_metric_writer(config, tmp_path, 3, WallTime(time.time())) as writer:
         for step in range(4, 8):
             writer.write_scalars(step, {"train/loss": 10.0 - step})
     assert [point.step for point in watching.Reload().Scalars("train/loss")] == list(range(1, 8))
@@ -213,7 +214,9 @@ def watched(flops: float) -> dict[str, float]:
     recorder = Recorder()
     config = small_config(overrides={"log.every_steps": 1})
     loader: Any = SimpleNamespace(stall_seconds=0.0)
-    with MetricMonitor(config, recorder, loader, 0, None, lambda *_: Diverged()) as seen:
+    with MetricMonitor(
+        config, recorder, loader, 0, None, lambda *_: Diverged(), WallTime(time.time())
+    ) as seen:
         seen.flops = flops
         seen.throughput.start()
         time.sleep(0.01)
@@ -301,10 +304,40 @@ def test_sessions_add_up(tmp_path: Path) -> None:
     (tmp_path / "sessions.json").write_text(
         json.dumps([{"started": 1.0, "first_step": 0, "last_step": 3, "seconds": 3600.0}])
     )
-    with open_metric_writer(small_config(), tmp_path, 3, time.time() - 65) as writer:
+    with open_metric_writer(small_config(), tmp_path, 3, WallTime(time.time() - 65)) as writer:
         writer.write_scalars(4, {"train/loss": 1.0})
     assert re.match(r"1:01:0[5-7] \(h:mm:ss\) in 2 sessions", wall_time(tmp_path))
     assert [s["last_step"] for s in read_sessions(tmp_path)] == [3, 4]
+
+
+def test_goodput_counts_what_a_kill_lost() -> None:
+    """10 steps in 20 s, of which the next session repeats 4: 8 s are lost, and the times of both add up."""
+    first = {"seconds": 40.0, "first_step": 0, "last_step": 10, "parts": {"steps": 20.0, "compilation": 5.0}}
+    second = {"seconds": 60.0, "first_step": 6, "last_step": 30, "parts": {"steps": 48.0, "evaluation": 6.0}}
+    found = shares([first, second])
+    assert found["steps"] == pytest.approx(0.60) and found["lost work"] == pytest.approx(0.08)
+    assert found["start and end"] == pytest.approx(0.21) and sum(found.values()) == pytest.approx(1.0)
+    told = describe_goodput([first, second])
+    assert told.startswith(
+        "steps 60.0 %, start and end 21.0 %, lost work 8.0 %, evaluation 6.0 %, compilation 5.0 %"
+    )
+    assert shares([first, {"seconds": 1.0}]) == {} == shares([])  # a run of an earlier version
+
+
+def test_where_the_time_of_a_run_went(finished_run: Path) -> None:
+    (session,) = read_sessions(finished_run)
+    assert (
+        session["parts"]["compilation"] > 0
+        and session["parts"]["evaluation"] > 0
+        and session["parts"]["checkpoints"] > 0
+    )
+    assert sum(session["parts"].values()) < session["seconds"]
+    lines = [line for line in read_metrics(finished_run / "metrics.jsonl") if "perf/goodput" in line]
+    assert (
+        all(0 <= line["perf/goodput"] < 1 and line["perf/model_tflops_per_sec"] > 0 for line in lines)
+        and lines
+    )
+    assert "goodput" in (finished_run / "report.html").read_text()
 
 
 def test_bad_images_are_counted_listed_and_remembered(tmp_path: Path) -> None:

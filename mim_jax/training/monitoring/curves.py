@@ -40,6 +40,7 @@ CURVES = (
     ("learning rate", SIZE, ("train/lr",)),
     ("gradient norm", SIZE, ("train/grad_norm",)),
     ("images per second", SIZE, (SPEED,)),
+    ("model TFLOP per second", SIZE, ("perf/model_tflops_per_sec",)),
     ("share of the peak speed (MFU)", PART, ("perf/mfu",)),
     ("share of time waiting for data", PART, ("perf/input_stall",)),
 )

@@ -22,9 +22,21 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from mim_jax.config.check import ConfigError, to_dict
 from mim_jax.config.schema import Config
 from mim_jax.progress import log
-from mim_jax.reading import Unreadable, listed, number, parse_json, read_bytes, read_json, record, text, whole
+from mim_jax.reading import (
+    Unreadable,
+    listed,
+    mapping,
+    number,
+    parse_json,
+    read_bytes,
+    read_json,
+    record,
+    text,
+    whole,
+)
 from mim_jax.storage import is_bucket, make_directory, open_to_append, write_json, write_text
 from mim_jax.training.monitoring.clu_writers import MetricWriter, MultiWriter, ScalarWriter
+from mim_jax.training.monitoring.goodput import WallTime
 
 UNIX_TIME = "perf/unix_time"
 """Key of the time a line was written, seconds since 1970."""
@@ -42,7 +54,12 @@ _RECORD = record({"step": whole(0, 2**53)}, others=number())
 _SESSION_RECORDS = listed(
     record(
         {"seconds": number(0.0, 1e12)},
-        {"started": number(0.0), "first_step": whole(0), "last_step": whole(0)},
+        {
+            "started": number(0.0),
+            "first_step": whole(0),
+            "last_step": whole(0),
+            "parts": mapping(number(0.0)),
+        },  # fmt: skip
     )
 )
 
@@ -56,18 +73,18 @@ class _StampedMultiWriter(MultiWriter):
 
 @contextlib.contextmanager
 def open_metric_writer(
-    config: Config, workdir: Path, first_step: int, started: float
+    config: Config, workdir: Path, first_step: int, wall_time: WallTime
 ) -> Iterator[MetricWriter]:
     """What the configuration asks for, on the first process; nothing on the others: a run has one history.
 
     Args:
         first_step: updates already done; what was logged after them is taken back, it will be logged again.
-        started: when this session began, seconds since 1970.
+        wall_time: of this session; kept in sessions.json.
     """
     writers: list[MetricWriter] = []
     if jax.process_index() == 0:
         json_lines = JsonLinesWriter(workdir / "metrics.jsonl", first_step=first_step)
-        writers += [json_lines, SessionTimer(workdir, first_step=first_step, started=started)]
+        writers += [json_lines, SessionTimer(workdir, first_step=first_step, wall_time=wall_time)]
         if config.log.tensorboard and is_bucket(workdir):
             log(
                 "no TensorBoard events: their files grow line by line, which a bucket's cannot; metrics.jsonl has all numbers"
@@ -154,13 +171,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class SessionTimer(ScalarWriter):
-    """Keeps sessions.json: how long each start of the command ran, and over which steps."""
+    """Keeps sessions.json: how long each start of the command ran, over which steps, and where the time went."""
 
-    def __init__(self, workdir: Path, *, first_step: int, started: float) -> None:
-        self._path, self._started, self._written = workdir / SESSIONS, started, 0.0
+    def __init__(self, workdir: Path, *, first_step: int, wall_time: WallTime) -> None:
+        self._path, self._wall_time, self._written = workdir / SESSIONS, wall_time, 0.0
         self._earlier = read_sessions(workdir)
         self._current: dict[str, Any] = {
-            "started": started,
+            "started": wall_time.started,
             "first_step": first_step,
             "last_step": first_step,
         }
@@ -176,7 +193,10 @@ class SessionTimer(ScalarWriter):
 
     def _write(self) -> None:
         self._written = time.time()
-        self._current["seconds"] = self._written - self._started
+        self._current |= {
+            "seconds": self._written - self._wall_time.started,
+            "parts": self._wall_time.seconds,
+        }
         write_json(self._path, [*self._earlier, self._current])
 
 

@@ -17,6 +17,7 @@ from mim_jax.data import Loader
 from mim_jax.progress import Estimate, format_duration, log
 from mim_jax.training.faults import FLAGS
 from mim_jax.training.monitoring.clu_writers import MetricWriter
+from mim_jax.training.monitoring.goodput import WallTime
 from mim_jax.training.monitoring.peak_flops import peak_flops, peak_memory
 from mim_jax.training.monitoring.results_table import format_metrics
 
@@ -49,8 +50,9 @@ class MetricMonitor:
         first_step: int,
         last_saved: int | None,
         explain: Explain,
+        wall_time: WallTime,
     ) -> None:
-        self._explain = explain
+        self._explain, self._wall_time = explain, wall_time
         self.last_saved, self.flops = last_saved, 0.0
         self._total, self._every = resolved(config.schedule.steps), resolved(config.log.every_steps)
         self._first, self._loader = first_step, loader
@@ -96,7 +98,12 @@ class MetricMonitor:
         self._bar.update(done, values["train/loss"])
         if done % self._every == 0 or done in (self._total, self._first + 1):
             values |= self.throughput.lap(done, self._loader.stall_seconds)
+            self._wall_time.set_training(self.throughput.seconds, self._loader.stall_seconds)
             values["perf/gflops_per_image"] = self.flops / 1e9
+            values["perf/model_tflops_per_sec"] = self.flops * values["perf/images_per_sec"] / 1e12
+            values["perf/goodput"] = self._wall_time.seconds["steps"] / max(
+                1e-9, time.time() - self._wall_time.started
+            )
             values["perf/peak_memory_mib"] = peak_memory() / 2**20
             if self._peak and self.flops:
                 values["perf/mfu"] = self.flops * values["perf/images_per_sec"] / self._peak
@@ -121,7 +128,7 @@ class Throughput:
 
     def __init__(self, *, first_step: int, total_steps: int, batch_size: int) -> None:
         self.total, self.batch_size = total_steps, batch_size
-        self._seconds, self._started = 0.0, 0.0
+        self.seconds, self._started = 0.0, 0.0
         self._last_seconds, self._last_step, self._last_stall = 0.0, first_step, 0.0
         self._first_step, self._estimate = first_step, Estimate()
 
@@ -129,7 +136,7 @@ class Throughput:
         self._started = time.perf_counter()
 
     def pause(self) -> None:
-        self._seconds += time.perf_counter() - self._started
+        self.seconds += time.perf_counter() - self._started
 
     def lap(self, done: int, stall_seconds: float) -> dict[str, float]:
         """Speed since the last lap, as metrics.
@@ -140,11 +147,11 @@ class Throughput:
         """
         self.pause()
         self.start()
-        seconds = max(self._seconds - self._last_seconds, 1e-9)
+        seconds = max(self.seconds - self._last_seconds, 1e-9)
         updates, stall = done - self._last_step, stall_seconds - self._last_stall
         if self._last_step > self._first_step:
             self._estimate.lap(updates, seconds)
-        self._last_seconds, self._last_step, self._last_stall = self._seconds, done, stall_seconds
+        self._last_seconds, self._last_step, self._last_stall = self.seconds, done, stall_seconds
         metrics = {
             "perf/images_per_sec": updates / seconds * self.batch_size,
             "perf/input_stall": min(1.0, stall / seconds),
@@ -197,7 +204,7 @@ class StepBar:
             self._bar.close()
 
 
-def log_compilation(function: Callable[P, R], what: str) -> Callable[P, R]:
+def log_compilation(function: Callable[P, R], what: str, wall_time: WallTime) -> Callable[P, R]:
     """The jitted function, whose first call says before and after what it does. what: of the function, for people."""
     first = True
 
@@ -209,7 +216,8 @@ def log_compilation(function: Callable[P, R], what: str) -> Callable[P, R]:
         first = False
         log(f"compiling {what}")
         started = time.perf_counter()
-        result = function(*args, **kwargs)  # back as soon as it is compiled and under way
+        with wall_time.spent("compilation"):
+            result = function(*args, **kwargs)  # back as soon as it is compiled and under way
         log(f"compiled {what} in {format_duration(time.perf_counter() - started)}")
         return result
 

@@ -17,6 +17,7 @@ from mim_jax.reading import Unreadable, mapping, read_json, text
 from mim_jax.storage import is_bucket, parse_path, write_json
 from mim_jax.training.epochs import phase_starts
 from mim_jax.training.feature_bank import FeatureBank
+from mim_jax.training.monitoring.goodput import describe_goodput
 from mim_jax.training.monitoring.metric_writers import read_sessions
 from mim_jax.training.pretrained import is_weights_file
 from mim_jax.training.run_directory import read_config, versions
@@ -95,6 +96,7 @@ def run_info(
         "images seen": f"{steps * config.data.batch_size:,} in {steps:,} steps ({config.schedule.epochs:.4g} epochs)",
         "model FLOPs": f"{describe_flops(method)}, {total_flops(method, steps, len(dataset), batch_size):.3g} in all",
         "wall time": wall_time(workdir),
+        **({"goodput": told} if (told := describe_goodput(read_sessions(workdir))) else {}),
         "seed": str(config.seed),
         **versions(),
     }
