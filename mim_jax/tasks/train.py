@@ -283,7 +283,7 @@ def _train(
         config, writer, loader, first_step, max(checkpoints.steps(), default=None), explain, wall_time
     ) as monitor:
         if first_step == 0:
-            _evaluate(evaluators, state, 0, config.eval.baselines, monitor, wall_time)
+            monitor.write_evaluation(0, evaluate_timed(state.variables, baselines=config.eval.baselines))
             _write_inputs(setup, workdir)
         batches = None
         monitor.throughput.start()
@@ -336,21 +336,6 @@ def _train(
         with wall_time.spent("checkpoints"):
             checkpoints.wait()
         return state
-
-
-def _evaluate(
-    evaluators: list[Evaluator],
-    state: TrainState,
-    done: int,
-    baselines: bool,
-    monitor: MetricMonitor,
-    wall_time: WallTime,
-) -> dict[str, float]:
-    """Measures, logs and returns what is measured after `done` updates."""
-    with wall_time.spent("evaluation"):
-        results = evaluate(evaluators, state.variables, baselines=baselines)
-    monitor.write_evaluation(done, results)
-    return results
 
 
 def _write_inputs(setup: Setup, workdir: Any) -> None:

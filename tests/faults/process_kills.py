@@ -36,7 +36,8 @@ def main(kills: int = 50, seed: int = 0) -> int:
     failures, slowest, killed, finished = 0, 0.0, 0, False
     with tempfile.TemporaryDirectory() as name:
         whole, parts = Path(name) / "whole", Path(name) / "parts"
-        assert [code for code, _, _ in processes.finish(processes.start(whole, 2))] == [0, 0]
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert [code for code, _, _ in processes.finish(processes.start(whole, 2))] == [0, 0]
         while killed < kills:
             pair = processes.start(parts, 2)
             delay, victim = random.uniform(0.0, SPAN), int(random.integers(2))
