@@ -72,10 +72,11 @@ def start(
 
 
 def finish(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and our lines of stderr of each."""
+    """Exit code, stdout and our lines of stderr of each; all of stderr is printed."""
     ended = []
     for process in processes:
         out, err = process.communicate(timeout=300)
+        print(err)
         ended.append(
             (
                 process.returncode,

@@ -268,7 +268,7 @@ def _train(
     Raises:
         Diverged: at the first update whose loss or gradient is not finite.
     """
-    config, method, mesh, bank, loader = setup.config, setup.method, setup.mesh, setup.bank, setup.loader
+    config, bank, loader = setup.config, setup.bank, setup.loader
     total, eval_every, save_every = (
         resolved(value)
         for value in (config.schedule.steps, config.eval.every_steps, config.checkpoint.every_steps)
@@ -278,12 +278,17 @@ def _train(
     steps: dict[int, StepFunction] = {}  # by phase
     refuse_broken_state(state.params, state.artefacts)
     explain = explained(config, loader, workdir, leaf_names(state.params), lambda: state.artefacts)
+    measure = wall_time.timed("evaluation", functools.partial(evaluate, evaluators))
+    save, refresh = (
+        wall_time.timed("checkpoints", checkpoints.save),
+        wall_time.timed("refreshes", bank.refresh),
+    )
 
     with MetricMonitor(
         config, writer, loader, first_step, max(checkpoints.steps(), default=None), explain, wall_time
     ) as monitor:
         if first_step == 0:
-            monitor.write_evaluation(0, evaluate_timed(state.variables, baselines=config.eval.baselines))
+            monitor.write_evaluation(0, measure(state.variables, baselines=config.eval.baselines))
             _write_inputs(setup, workdir)
         batches = None
         monitor.throughput.start()
@@ -294,22 +299,17 @@ def _train(
                     batches = None
                 monitor.throughput.pause()
                 try:
-                    with wall_time.spent("refreshes"):
-                        state, results = bank.refresh(refreshes, state, lambda: shutdown.requested)
+                    state, results = refresh(refreshes, state, lambda: shutdown.requested)
                 except Interrupted:
                     _stop(checkpoints, step)
                     return None
                 monitor.write(step, results)
                 monitor.throughput.start()
             if batches is None:
-                batches = loader.iterate(step, functools.partial(place, sharding=batch_sharding(mesh)))
-            phase = phase_of(method, step, len(setup.train), config.data.batch_size)
+                batches = loader.iterate(step, functools.partial(place, sharding=batch_sharding(setup.mesh)))
+            phase = phase_of(setup.method, step, len(setup.train), config.data.batch_size)
             if phase not in steps:
-                name = method.phases[phase].name
-                steps[phase] = log_compilation(
-                    setup.train_step(phase, shapes), f"the training step ({name})", wall_time
-                )
-                monitor.flops = method.phases[phase].method.flops()
+                steps[phase] = _first_step(setup, phase, shapes, monitor, wall_time)
             state, metrics = steps[phase](state, next(batches))
             done, last = step + 1, step + 1 == total
             stop = shutdown.requested_at(done) and not last
@@ -322,20 +322,26 @@ def _train(
             monitor.throughput.pause()
             results = {}
             if evaluating:
-                with wall_time.spent("evaluation"):
-                    results = evaluate(evaluators, state.variables, baselines=config.eval.baselines and last)
+                results = measure(state.variables, baselines=config.eval.baselines and last)
                 monitor.write_evaluation(done, results)
             if saving:
-                with wall_time.spent("checkpoints"):
-                    checkpoints.save(done, bank.complete(state), results)
+                save(done, bank.complete(state), results)
                 monitor.last_saved = done
             if stop:
                 _stop(checkpoints, done)
                 return None
             monitor.throughput.start()
-        with wall_time.spent("checkpoints"):
-            checkpoints.wait()
+        wall_time.timed("checkpoints", checkpoints.wait)()
         return state
+
+
+def _first_step(
+    setup: Setup, phase: int, shapes: TrainState, monitor: MetricMonitor, wall_time: WallTime
+) -> StepFunction:
+    """The update of a phase that begins; its first call compiles, and says so."""
+    name, method = setup.method.phases[phase].name, setup.method.phases[phase].method
+    monitor.flops = method.flops()
+    return log_compilation(setup.train_step(phase, shapes), f"the training step ({name})", wall_time)
 
 
 def _write_inputs(setup: Setup, workdir: Any) -> None:

@@ -7,6 +7,8 @@ two minutes with one sentence and a code that is not 0. The same command goes on
 and is compared with a run that nobody disturbed.
 """
 
+import contextlib
+import io
 import re
 import signal
 import sys
@@ -56,7 +58,8 @@ def main(kills: int = 50, seed: int = 0) -> int:
                 continue
             pair[victim].send_signal(signal.SIGKILL)
             started, killed = time.monotonic(), killed + 1
-            ended = processes.finish(pair)
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                ended = processes.finish(pair)
             code, _, err = ended[1 - victim]
             seconds = time.monotonic() - started
             slowest = max(slowest, seconds)
@@ -67,6 +70,8 @@ def main(kills: int = 50, seed: int = 0) -> int:
                 and seconds < 120
             )
             failures += not fine
+            if code not in (ExitCode.STOPPED, ExitCode.USAGE_ERROR):
+                print(told.getvalue()[-4000:])
             steps = re.findall(r"^step +(\d+)/", "".join(one[1] for one in ended), re.M)
             print(
                 f"{killed:3} after {delay:5.1f} s, process {victim}, step {steps[-1] if steps else '-':>3}: the other ended with"

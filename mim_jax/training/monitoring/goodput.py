@@ -1,9 +1,14 @@
 """Where a run's wall time goes: the share of it that trained (goodput), over all sessions, with the work that a kill lost."""
 
 import contextlib
+import functools
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PARTS = ("steps", "compilation", "input", "refreshes", "evaluation", "checkpoints")
 """Parts of a session's time; what is none of these is its start and end: importing, opening data, the report."""
@@ -25,6 +30,16 @@ class WallTime:
         finally:
             self.seconds[part] += time.perf_counter() - started
 
+    def timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, whose calls count as a part."""
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.spent(part):
+                return function(*args, **kwargs)
+
+        return call
+
     def set_training(self, seconds: float, stall: float) -> None:
         """What passed in the training loop so far, between its pauses; of it `stall` was waiting for data."""
         self.seconds["input"] = stall
@@ -41,7 +56,7 @@ def shares(sessions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return {}
     seconds = {part: sum(session["parts"].get(part, 0.0) for session in sessions) for part in PARTS}
     lost = 0.0
-    for session, following in zip(sessions, sessions[1:], strict=False):
+    for session, following in itertools.pairwise(sessions):
         made = session["last_step"] - session["first_step"]
         repeated = min(made, session["last_step"] - following["first_step"])
         if repeated > 0:

@@ -59,7 +59,7 @@ _SESSION_RECORDS = listed(
             "first_step": whole(0),
             "last_step": whole(0),
             "parts": mapping(number(0.0)),
-        },  # fmt: skip
+        },
     )
 )
 
