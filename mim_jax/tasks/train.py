@@ -297,14 +297,13 @@ def _train(
                 if batches is not None:
                     batches.close()  # what was made ahead holds rows of before
                     batches = None
-                monitor.throughput.pause()
                 try:
-                    state, results = refresh(refreshes, state, lambda: shutdown.requested)
+                    with monitor.throughput.paused():
+                        state, results = refresh(refreshes, state, lambda: shutdown.requested)
                 except Interrupted:
                     _stop(checkpoints, step)
                     return None
                 monitor.write(step, results)
-                monitor.throughput.start()
             if batches is None:
                 batches = loader.iterate(step, functools.partial(place, sharding=batch_sharding(setup.mesh)))
             phase = phase_of(setup.method, step, len(setup.train), config.data.batch_size)
@@ -319,18 +318,17 @@ def _train(
             monitor.update(done, metrics, drain=evaluating or saving)
             if not (evaluating or saving):
                 continue
-            monitor.throughput.pause()
-            results = {}
-            if evaluating:
-                results = measure(state.variables, baselines=config.eval.baselines and last)
-                monitor.write_evaluation(done, results)
-            if saving:
-                save(done, bank.complete(state), results)
-                monitor.last_saved = done
-            if stop:
-                _stop(checkpoints, done)
-                return None
-            monitor.throughput.start()
+            with monitor.throughput.paused():
+                results = {}
+                if evaluating:
+                    results = measure(state.variables, baselines=config.eval.baselines and last)
+                    monitor.write_evaluation(done, results)
+                if saving:
+                    save(done, bank.complete(state), results)
+                    monitor.last_saved = done
+                if stop:
+                    _stop(checkpoints, done)
+                    return None
         wall_time.timed("checkpoints", checkpoints.wait)()
         return state
 

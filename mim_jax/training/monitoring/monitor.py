@@ -1,11 +1,12 @@
 """The metrics of a run while it goes on: numbers that are not finite, speed, the lines and the bar on the console."""
 
 import collections
+import contextlib
 import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -135,7 +136,16 @@ class Throughput:
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def pause(self) -> None:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is inside is no training."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def _stop(self) -> None:
         self.seconds += time.perf_counter() - self._started
 
     def lap(self, done: int, stall_seconds: float) -> dict[str, float]:
@@ -145,7 +155,7 @@ class Throughput:
             done: updates that are known to be finished.
             stall_seconds: total time spent waiting for data so far.
         """
-        self.pause()
+        self._stop()
         self.start()
         seconds = max(self.seconds - self._last_seconds, 1e-9)
         updates, stall = done - self._last_step, stall_seconds - self._last_stall
