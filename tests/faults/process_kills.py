@@ -41,7 +41,7 @@ def main(kills: int = 50, seed: int = 0) -> int:
         with contextlib.redirect_stdout(io.StringIO()):
             assert [code for code, _, _ in processes.finish(processes.start(whole, 2))] == [0, 0]
         while killed < kills:
-            pair = processes.start(parts, 2)
+            pair = processes.start(parts, 2, [["--start_timeout=20"]] * 2)
             delay, victim = random.uniform(0.0, SPAN), int(random.integers(2))
             deadline = time.monotonic() + delay
             while time.monotonic() < deadline and all(process.poll() is None for process in pair):
