@@ -26,7 +26,7 @@ import test_processes as processes
 STEPS = 400
 SPAN = 25.0
 """Seconds from the start, within which a process is killed: importing, meeting, compiling, training and saving."""
-SENTENCE = re.compile(
+SENTENCE = re.compile(r"mim_jax: process [01] .+")
     r"mim_jax: process [01] \(.*\) (is gone; the same command resumes from the newest checkpoint|.*)"
 )
 
