@@ -11,6 +11,7 @@ weights. Every op comes with a key (one per example; vmap for a batch) or explic
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Key
 
 from .masking import unit_grid
 
@@ -35,14 +36,16 @@ def num_masked_and_thrown(num_patches: int, mask_ratio: float, throw_ratio: floa
     return masked, gone - masked
 
 
-def partition(scores: jax.Array, num_masked: int, num_thrown: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def partition(
+    scores: Float[Array, "*batch patches"], num_masked: int, num_thrown: int
+) -> tuple[
+    Int32[Array, "*batch {num_masked}"], Int32[Array, "*batch {num_thrown}"], Int32[Array, "*batch visible"]
+]:
     """Indices of the masked, the thrown and the visible, by descending score; ties go by index.
 
     Args:
-        scores: float [..., L], at least float32 (bfloat16 has ties).
-        num_masked: M, the first of the order. num_thrown: T, the next ones.
-    Returns:
-        int32 [..., M], [..., T] and [..., L - M - T].
+        scores: at least float32 (bfloat16 has ties).
+        num_masked: the first of the order. num_thrown: the next ones.
     Raises:
         ValueError: if the counts do not fit.
     """
@@ -52,55 +55,66 @@ def partition(scores: jax.Array, num_masked: int, num_thrown: int) -> tuple[jax.
     return split_order(jnp.argsort(-scores, axis=-1, stable=True), num_masked, num_thrown)
 
 
-def split_order(order: jax.Array, num_masked: int, num_thrown: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The explicit entry of `partition`: a permutation, most masked first; int [..., L]."""
+def split_order(
+    order: Int[Array, "*batch patches"], num_masked: int, num_thrown: int
+) -> tuple[
+    Int32[Array, "*batch {num_masked}"], Int32[Array, "*batch {num_thrown}"], Int32[Array, "*batch visible"]
+]:
+    """The explicit entry of `partition`: `order` is a permutation, most masked first."""
     order, end = order.astype(jnp.int32), num_masked + num_thrown
     return order[..., :num_masked], order[..., num_masked:end], order[..., end:]
 
 
-def scores_from_weights(key: jax.Array, weights: jax.Array) -> jax.Array:
+def scores_from_weights(key: Key[Array, ""], weights: Float[Array, " patches"]) -> Float[Array, " patches"]:
     """Scores whose descending order is a random permutation drawn in proportion to the weights, without replacement.
 
     Args:
         key: one per example.
-        weights: float [L], non-negative; only ratios count.
+        weights: non-negative; only ratios count.
     Returns:
-        float [L], float32 at least: log w + Gumbel noise (docs/papers/amt.md 9.1).
+        float32 at least: log w + Gumbel noise (docs/papers/amt.md 9.1).
     """
     wide = jnp.promote_types(weights.dtype, jnp.float32)
     return scores_from_noise(jax.random.gumbel(key, weights.shape, wide), weights)
 
 
-def scores_from_noise(noise: jax.Array, weights: jax.Array) -> jax.Array:
-    """The explicit entry: Gumbel noise, or -log of the exponential noise of `torch.multinomial`; float [..., L]."""
+def scores_from_noise(
+    noise: Float[Array, "*batch patches"], weights: Float[Array, "*batch patches"]
+) -> Float[Array, "*batch patches"]:
+    """The explicit entry: Gumbel noise, or -log of the exponential noise of `torch.multinomial`."""
     some = weights > 0
     return noise + jnp.where(some, jnp.log(jnp.where(some, weights, 1.0)), NEVER)
 
 
-def normalise_attention(attention: jax.Array) -> jax.Array:
+def normalise_attention(attention: Float[Array, "*batch heads patches"]) -> Float[Array, "*batch patches"]:
     """AMT's map (docs/papers/amt.md 3.1): every head's weights to [0, 1] by their minimum and maximum, then the mean of the heads.
 
     Args:
-        attention: float [..., H, L], weights of one query to the patches (CLS left out).
+        attention: weights of one query to the patches (CLS left out).
     Returns:
-        [..., L] in [0, 1]; a head that is constant counts 0 everywhere.
+        in [0, 1]; a head that is constant counts 0 everywhere.
     """
     low, high = attention.min(axis=-1, keepdims=True), attention.max(axis=-1, keepdims=True)
     return jnp.mean((attention - low) / jnp.maximum(high - low, 1e-12), axis=-2)
 
 
-def crop_map(attention: jax.Array, box: jax.Array, flip: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def crop_map(
+    attention: Float[Array, "rows columns"],
+    box: Float[Array, "4"],
+    flip: Bool[Array, ""],
+    grid: tuple[int, int],
+) -> Float[Array, " {grid[0]*grid[1]}"]:
     """A whole image's map as the crop of that image sees it: bilinear, aligned with the pixels (docs/papers/amt.md 6).
 
     The official code cuts the map's upper left corner instead, whatever the crop (`official_corner`).
 
     Args:
-        attention: float [rows, columns], over the whole image.
-        box: float [4], y0, x0, height, width of the crop, relative to the image.
-        flip: bool [], the crop is mirrored left-right.
+        attention: over the whole image.
+        box: y0, x0, height, width of the crop, relative to the image.
+        flip: the crop is mirrored left-right.
         grid: rows and columns of patches of the crop.
     Returns:
-        float [grid rows * grid columns], raster order; the whole image unflipped on its own grid is returned as it is.
+        in raster order; the whole image unflipped on its own grid is returned as it is.
     """
     vertical = _linear(box[0], box[2], attention.shape[0], grid[0])
     horizontal = _linear(box[1], box[3], attention.shape[1], grid[1])
@@ -123,8 +137,11 @@ def _both_ways(vertical: jax.Array, attention: jax.Array, horizontal: jax.Array)
 
 
 def official_corner(
-    attention: jax.Array, box: jax.Array, flip: jax.Array, grid: tuple[int, int]
-) -> jax.Array:
+    attention: Float[Array, "rows columns"],
+    box: Float[Array, "4"],
+    flip: Bool[Array, ""],
+    grid: tuple[int, int],
+) -> Float[Array, " {grid[0]*grid[1]}"]:
     """What the official code makes of the crop (docs/papers/amt.md 8.1): the map's upper left 2 x 2 cells, whatever the box.
 
     A third row or column comes in where the crop touches the lower or right edge. Arguments and result as `crop_map`,
@@ -144,8 +161,8 @@ def _corner(end: jax.Array, cells: int, places: int) -> jax.Array:
     return jnp.where(end >= 1.0 - 1e-6, three, two)
 
 
-def stretch(cells: int, places: int, samples: int = 16) -> np.ndarray:
-    """Bilinear resizing of `cells` to `places * samples` pixels and the mean over each place: float64 [places, cells].
+def stretch(cells: int, places: int, samples: int = 16) -> Float64[np.ndarray, "{places} {cells}"]:
+    """Bilinear resizing of `cells` to `places * samples` pixels and the mean over each place.
 
     With as many places as cells it is the filter [1/8, 3/4, 1/8] that the official resize-and-sum amounts to (at 16).
     """
@@ -155,15 +172,19 @@ def stretch(cells: int, places: int, samples: int = 16) -> np.ndarray:
     return hat.reshape(places, samples, cells).mean(axis=1)
 
 
-def unit_weights(weights: jax.Array, grid: tuple[int, int], unit: int) -> jax.Array:
-    """Sum of the weights of every unit of `unit` x `unit` patches; [..., L] to [..., L / unit^2], raster order."""
+def unit_weights(
+    weights: Float[Array, "*batch patches"], grid: tuple[int, int], unit: int
+) -> Float[Array, "*batch patches//{unit}**2"]:
+    """Sum of the weights of every unit of `unit` x `unit` patches, in raster order."""
     rows, columns = unit_grid(grid, unit)
     parts = weights.reshape(*weights.shape[:-1], rows, unit, columns, unit)
     return parts.sum(axis=(-3, -1)).reshape(*weights.shape[:-1], rows * columns)
 
 
-def patches_of_units(units: jax.Array, grid: tuple[int, int], unit: int) -> jax.Array:
-    """Indices of the patches in the units given: int [..., n] to int32 [..., n * unit^2]."""
+def patches_of_units(
+    units: Int[Array, "*batch units"], grid: tuple[int, int], unit: int
+) -> Int32[Array, "*batch units*{unit}**2"]:
+    """Indices of the patches in the units given."""
     _, columns = unit_grid(grid, unit)
     corner = (units // columns) * unit * grid[1] + (units % columns) * unit
     inside = (np.arange(unit)[:, None] * grid[1] + np.arange(unit)).reshape(-1)

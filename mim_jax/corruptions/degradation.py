@@ -6,32 +6,34 @@ image) and as a pure function of what was drawn; both are linear and compute in 
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key, Real
 
 MAX_WEIGHT = 0.667
 """Upper end of a grey weight: three of them sum to 1.0005 on average (docs/papers/beyond_masking.md A4 e)."""
 
 
-def draw_kernel(key: jax.Array, size: int = 7, std: float = 0.02) -> jax.Array:
+def draw_kernel(
+    key: Key[Array, ""], size: int = 7, std: float = 0.02
+) -> Float32[Array, "out=3 in=3 {size} {size}"]:
     """One dense kernel, i.i.d. N(1 / size^2, std^2): every output channel mixes all three inputs (docs/papers/beyond_masking.md A4 d).
 
     Args:
         key: one per image.
         size: side in pixels, odd.
         std: of the weights.
-    Returns:
-        float32 [3 out, 3 in, size, size].
     """
     return 1.0 / size**2 + std * jax.random.normal(key, (3, 3, size, size), jnp.float32)
 
 
-def blur(images: jax.Array, kernels: jax.Array) -> jax.Array:
+def blur(
+    images: Real[Array, "batch height width 3"], kernels: Float[Array, "batch out=3 in=3 side side"]
+) -> Float[Array, "batch height width 3"]:
     """Cross-correlation of each image with its own kernel, stride 1, zero padding to the same size (docs/papers/beyond_masking.md A4 d, no bias).
 
     Args:
-        images: [B, H, W, 3].
-        kernels: [B, 3 out, 3 in, k, k], k odd.
+        kernels: of an odd side.
     Returns:
-        [B, H, W, 3], in float32 or wider.
+        in float32 or wider.
     Raises:
         ValueError: for kernels that are not square with an odd side, or not one per image.
     """
@@ -61,19 +63,20 @@ def blur(images: jax.Array, kernels: jax.Array) -> jax.Array:
     return blurred.transpose(0, 2, 3, 1)
 
 
-def draw_weights(key: jax.Array) -> jax.Array:
-    """The grey weights of one image: float32 [3] from U(0, 0.667), not made to sum to one (docs/papers/beyond_masking.md A4 e)."""
+def draw_weights(key: Key[Array, ""]) -> Float32[Array, "3"]:
+    """The grey weights of one image, from U(0, 0.667), not made to sum to one (docs/papers/beyond_masking.md A4 e)."""
     return jax.random.uniform(key, (3,), jnp.float32, 0.0, MAX_WEIGHT)
 
 
-def decolorize(image: jax.Array, weights: jax.Array) -> jax.Array:
+def decolorize(
+    image: Real[Array, "height width 3"], weights: Float[Array, "3"]
+) -> Float[Array, "height width 3"]:
     """Grey = weights . (R, G, B), repeated in three channels so that the patch embedding stays that of RGB (docs/papers/beyond_masking.md A10 item 6).
 
     Args:
-        image: [H, W, 3] (vmap for a batch).
-        weights: [3].
+        image: one (vmap for a batch).
     Returns:
-        [H, W, 3], in float32 or wider.
+        in float32 or wider.
     """
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     weighted = image.astype(dtype) * weights.astype(dtype)

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, Key
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
@@ -15,13 +16,13 @@ def num_kept(num_patches: int, ratio: float) -> int:
     return int(num_patches * (1.0 - ratio))
 
 
-def random_mask(key: jax.Array, num_patches: int, num_masked: int) -> jax.Array:
-    """Hides exactly `num_masked` patches, uniformly; bool [L]."""
+def random_mask(key: Key[Array, ""], num_patches: int, num_masked: int) -> Bool[Array, " {num_patches}"]:
+    """Hides exactly `num_masked` patches, uniformly."""
     return mask_from_noise(jax.random.uniform(key, (num_patches,)), num_masked)
 
 
-def mask_from_noise(noise: jax.Array, num_masked: int) -> jax.Array:
-    """The explicit entry: hides the `num_masked` patches of largest noise (small noise = kept); bool like `noise`."""
+def mask_from_noise(noise: Float[Array, "*batch patches"], num_masked: int) -> Bool[Array, "*batch patches"]:
+    """The explicit entry: hides the `num_masked` patches of largest noise (small noise = kept)."""
     length = noise.shape[-1]
     if not 0 <= num_masked <= length:
         raise ValueError(f"num_masked must lie in 0..{length} (the number of patches), got {num_masked}")
@@ -29,26 +30,25 @@ def mask_from_noise(noise: jax.Array, num_masked: int) -> jax.Array:
     return place >= length - num_masked
 
 
-def random_split(key: jax.Array, num_patches: int, num_visible: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of the visible and of the hidden patches of one image, uniformly; int32 [K] and [L - K]."""
+def random_split(
+    key: Key[Array, ""], num_patches: int, num_visible: int
+) -> tuple[Int32[Array, " {num_visible}"], Int32[Array, " hidden"]]:
+    """Indices of the visible and of the hidden patches of one image, uniformly."""
     return split_by_noise(jax.random.uniform(key, (num_patches,)), num_visible)
 
 
-def split_by_noise(noise: jax.Array, num_visible: int) -> tuple[jax.Array, jax.Array]:
+def split_by_noise(
+    noise: Float[Array, "*batch patches"], num_visible: int
+) -> tuple[Int32[Array, "*batch {num_visible}"], Int32[Array, "*batch hidden"]]:
     """The explicit entry, MAE's rule: the `num_visible` patches of smallest noise are visible, in order of noise."""
     order = jnp.argsort(noise, axis=-1, stable=True).astype(jnp.int32)
     return order[..., :num_visible], order[..., num_visible:]
 
 
-def masked_first(mask: jax.Array, num_masked: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of hidden and of visible patches, each in raster order, from a mask with `num_masked` True per row.
-
-    Args:
-        mask: bool [..., L].
-        num_masked: the number of True in every row, static.
-    Returns:
-        int32 [..., num_masked] and int32 [..., L - num_masked].
-    """
+def masked_first(
+    mask: Bool[Array, "*batch patches"], num_masked: int
+) -> tuple[Int32[Array, "*batch {num_masked}"], Int32[Array, "*batch visible"]]:
+    """Indices of hidden and of visible patches, each in raster order, from a mask with `num_masked` True per row."""
     by_mask = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
     return by_mask[..., :num_masked], by_mask[..., num_masked:]
 
@@ -69,7 +69,9 @@ def num_units_masked(grid: tuple[int, int], unit: int, ratio: float) -> int:
     return math.ceil(ratio * (rows * columns))
 
 
-def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) -> jax.Array:
+def unit_mask(
+    key: Key[Array, ""], grid: tuple[int, int], unit: int, ratio: float
+) -> Bool[Array, " {grid[0]*grid[1]}"]:
     """SimMIM's mask (docs/papers/amt.md 2.1): whole units of `unit` x `unit` patches, uniformly chosen, exactly counted.
 
     Args:
@@ -78,7 +80,7 @@ def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) ->
         unit: side of a unit, in patches (32 px are 2 at p = 16).
         ratio: share of the units; the count is `num_units_masked`.
     Returns:
-        bool [rows * columns], raster order.
+        in raster order.
     Raises:
         ValueError: as `num_units_masked`.
     """
@@ -87,15 +89,15 @@ def unit_mask(key: jax.Array, grid: tuple[int, int], unit: int, ratio: float) ->
     return unit_mask_from_noise(noise, grid, unit, num_units_masked(grid, unit, ratio))
 
 
-def unit_mask_from_noise(noise: jax.Array, grid: tuple[int, int], unit: int, num_masked: int) -> jax.Array:
+def unit_mask_from_noise(
+    noise: Float[Array, "*batch units"], grid: tuple[int, int], unit: int, num_masked: int
+) -> Bool[Array, "*batch {grid[0]*grid[1]}"]:
     """The explicit entry: hides the `num_masked` units of largest noise.
 
     Args:
-        noise: float [..., units], units in raster order.
+        noise: of the units in raster order.
         grid, unit: as `unit_mask`.
         num_masked: in units.
-    Returns:
-        bool [..., grid[0] * grid[1]].
     Raises:
         ValueError: if the grid is not a multiple of the unit, or `noise` or `num_masked` do not fit it.
     """
@@ -119,7 +121,7 @@ def unit_grid(grid: tuple[int, int], unit: int) -> tuple[int, int]:
 
 
 def block_mask(
-    key: jax.Array,
+    key: Key[Array, ""],
     grid: tuple[int, int],
     num_masked: int,
     *,
@@ -128,7 +130,7 @@ def block_mask(
     aspect: float = 0.3,
     rounds: int = 64,
     tries: int = 10,
-) -> jax.Array:
+) -> Bool[Array, " {grid[0]*grid[1]}"]:
     """BEiT's block-wise mask (docs/papers/mapet.md 6), with exactly `num_masked` hidden patches.
 
     Rectangles are added until the goal is reached: area uniform between `min_block` and what is still allowed (the
@@ -146,8 +148,6 @@ def block_mask(
         aspect: smaller bound of height / width.
         rounds: at most so many rectangles (each adds at least one patch; 64 is never the limit in practice).
         tries: draws for one rectangle.
-    Returns:
-        bool [grid[0] * grid[1]].
     """
     if not 0 <= num_masked <= grid[0] * grid[1]:
         raise ValueError(
@@ -161,26 +161,28 @@ def block_mask(
     return top_up(blocks, jax.random.uniform(fill_key, (grid[0] * grid[1],)), num_masked)
 
 
-def top_up(mask: jax.Array, noise: jax.Array, num_masked: int) -> jax.Array:
-    """Adds the visible patches of largest noise (in [0, 1)) until `num_masked` are hidden; bool [..., L]."""
+def top_up(
+    mask: Bool[Array, "*batch patches"], noise: Float[Array, "*batch patches"], num_masked: int
+) -> Bool[Array, "*batch patches"]:
+    """Adds the visible patches of largest noise (in [0, 1)) until `num_masked` are hidden."""
     return mask_from_noise(jnp.where(mask, 1.0 + noise, noise), num_masked)
 
 
 def blocks_from_draws(
-    draws: jax.Array,
+    draws: Float[Array, "rounds tries 4"],
     grid: tuple[int, int],
     num_masked: int,
     *,
     min_block: int = 16,
     max_block: int | None = None,
     aspect: float = 0.3,
-) -> jax.Array:
+) -> Bool[Array, " {grid[0]*grid[1]}"]:
     """The explicit entry of `block_mask` before the top-up.
 
     Args:
-        draws: float [rounds, tries, 4] in [0, 1): area, aspect ratio, top, left of every tried rectangle.
+        draws: in [0, 1): area, aspect ratio, top, left of every tried rectangle.
     Returns:
-        bool [grid[0] * grid[1]] with at most `num_masked` True.
+        at most `num_masked` True.
     """
     rows, columns = grid
     row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None, :]

@@ -11,13 +11,14 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Float64, Int, Int32, Key, Real
 
 STRENGTH = (0.15, 0.25)
 """Range of the fish-eye strength k (docs/papers/beyond_masking.md A4 c)."""
 
 
 @lru_cache(maxsize=64)
-def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+def area_matrix(size_in: int, size_out: int) -> Float64[np.ndarray, "{size_out} {size_in}"]:
     """The matrix of torch's interpolate(mode="area") along one axis (docs/papers/beyond_masking.md A3.3), for up- and down-sampling.
 
     Row r is the unweighted mean over the inputs floor(r i / o) .. ceil((r + 1) i / o) - 1, in integer arithmetic.
@@ -25,7 +26,7 @@ def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     Args:
         size_in, size_out: i and o, pixels, at least 1.
     Returns:
-        float64 [size_out, size_in], read-only (it is cached); rows sum to 1.
+        read-only (it is cached); rows sum to 1.
     Raises:
         ValueError: for a size below 1.
     """
@@ -39,14 +40,15 @@ def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-def area_resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+def area_resize(
+    images: Real[Array, "*batch height width channels"], size: tuple[int, int]
+) -> Float[Array, "*batch {size[0]} {size[1]} channels"]:
     """Area resize (adaptive average pooling) of whole batches by one matrix product per axis.
 
     Args:
-        images: [..., H, W, C].
         size: rows and columns wanted, pixels.
     Returns:
-        [..., *size, C], in float32 or wider.
+        in float32 or wider.
     """
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     images = images.astype(dtype)
@@ -60,8 +62,10 @@ def area_resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     return images
 
 
-def zoom_in(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The centre crop at native resolution (docs/papers/beyond_masking.md A4 a): [..., Z, Z, C] to [..., *size, C]; size Z is the identity.
+def zoom_in(
+    images: Real[Array, "*batch height width channels"], size: tuple[int, int]
+) -> Real[Array, "*batch {size[0]} {size[1]} channels"]:
+    """The centre crop at native resolution (docs/papers/beyond_masking.md A4 a); the image's own size is the identity.
 
     Raises:
         ValueError: unless the margin is even and not negative on both axes (an odd one has no centre, docs/papers/beyond_masking.md A10 item 13).
@@ -76,7 +80,7 @@ def _half_margin(have: int, want: int) -> int:
     return (have - want) // 2
 
 
-def draw_offset(key: jax.Array, margin: tuple[int, int]) -> jax.Array:
+def draw_offset(key: Key[Array, ""], margin: tuple[int, int]) -> Int32[Array, "2"]:
     """Where a zoomed-out image lies on its canvas: (top, left), each uniform in 0 .. margin - 1 (docs/papers/beyond_masking.md A4 b).
 
     The margin itself is never drawn, as in the released code; `zoom_out` accepts it. Margin 0 gives 0.
@@ -84,23 +88,23 @@ def draw_offset(key: jax.Array, margin: tuple[int, int]) -> jax.Array:
     Args:
         key: one per image (one for a whole batch is the released code's habit).
         margin: canvas minus image, rows and columns, pixels.
-    Returns:
-        int32 [2].
     """
     return jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(margin, jnp.int32), 1), jnp.int32)
 
 
-def zoom_out(image: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.Array:
+def zoom_out(
+    image: Real[Array, "height width channels"], offset: Int[Array, "2"], size: tuple[int, int]
+) -> Real[Array, "{size[0]} {size[1]} channels"]:
     """The image on a larger canvas, the rest filled with its mirror image (symmetric: the edge pixel repeated; docs/papers/beyond_masking.md A4 b).
 
     Also applied to the prediction, so that both are compared in canvas geometry: it is differentiable.
 
     Args:
-        image: [h, w, C] (vmap for a batch).
-        offset: int [2], (top, left), each in 0 .. canvas - image, both ends included. Not checked: it is traced.
+        image: one (vmap for a batch).
+        offset: (top, left), each in 0 .. canvas - image, both ends included. Not checked: it is traced.
         size: rows and columns of the canvas, pixels.
     Returns:
-        [*size, C], dtype of the image; its values are the image's.
+        dtype of the image; its values are the image's.
     Raises:
         ValueError: if the canvas is smaller than the image, or the margin larger than it (one mirror is not enough).
     """
@@ -120,26 +124,27 @@ def _mirrored(length: int, offset: jax.Array, size: int) -> jax.Array:
     return jnp.where(place >= length, 2 * length - 1 - place, place)
 
 
-def draw_distortion(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def draw_distortion(key: Key[Array, ""]) -> tuple[Float32[Array, "2"], Float32[Array, ""]]:
     """Parameters of one fish-eye (docs/papers/beyond_masking.md A4 c): centre (cx, cy) from U(-1, 1) and strength from U(0.15, 0.25).
 
-    Returns:
-        float32 [2] (x to the right, y down, the image's corner pixels at -1 and 1) and float32 scalar.
+    x goes to the right, y down; the image's corner pixels lie at -1 and 1.
     """
     centre_key, strength_key = jax.random.split(key)
     centre = jax.random.uniform(centre_key, (2,), jnp.float32, -1.0, 1.0)
     return centre, jax.random.uniform(strength_key, (), jnp.float32, *STRENGTH)
 
 
-def distortion_grid(centre: jax.Array, strength: jax.Array, size: tuple[int, int]) -> jax.Array:
+def distortion_grid(
+    centre: Float[Array, "2"], strength: Float[Array, ""], size: tuple[int, int]
+) -> Float[Array, "{size[0]} {size[1]} 2"]:
     """Where each output pixel looks: g' = g + k r (c - g), r = |c - g| (docs/papers/beyond_masking.md A4 c).
 
     Args:
-        centre: [2], (cx, cy).
-        strength: scalar k. For k <= 1 / (2 sqrt 2) and a centre inside, all g' lie inside the image.
+        centre: (cx, cy).
+        strength: k. For k <= 1 / (2 sqrt 2) and a centre inside, all g' lie inside the image.
         size: rows and columns, pixels.
     Returns:
-        [*size, 2], (x, y) with the corner pixels at -1 and 1; in float32 or wider, as `centre`.
+        (x, y) with the corner pixels at -1 and 1; in float32 or wider, as `centre`.
     """
     place, shift = _fish_eye(centre.astype(jnp.promote_types(centre.dtype, jnp.float32)), strength, size)
     return place + shift
@@ -156,15 +161,17 @@ def _fish_eye(centre: jax.Array, strength: jax.Array, size: tuple[int, int]) -> 
     return place, jnp.asarray(strength, centre.dtype) * radius * towards
 
 
-def distort(image: jax.Array, centre: jax.Array, strength: jax.Array) -> jax.Array:
+def distort(
+    image: Real[Array, "height width channels"], centre: Float[Array, "2"], strength: Float[Array, ""]
+) -> Float[Array, "height width channels"]:
     """The fish-eye: the image sampled bilinearly at `distortion_grid` (align_corners: pixel = (g' + 1) / 2 (side - 1)).
 
     Args:
-        image: [H, W, C] (vmap for a batch).
-        centre: [2], (cx, cy), inside [-1, 1].
-        strength: scalar k; 0 is exactly the identity.
+        image: one (vmap for a batch).
+        centre: (cx, cy), inside [-1, 1].
+        strength: k; 0 is exactly the identity.
     Returns:
-        [H, W, C], in float32 or wider.
+        in float32 or wider.
     """
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     height, width, channels = image.shape

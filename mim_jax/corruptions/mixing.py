@@ -9,19 +9,21 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Box = tuple[Int32[Array, ""], Int32[Array, ""], Int32[Array, ""], Int32[Array, ""]]
 
 
-def one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+def one_hot(
+    labels: Int[Array, "*batch"], num_classes: int, smoothing: float
+) -> Float32[Array, "*batch {num_classes}"]:
     """Label smoothing: smoothing / C for every class, and 1 - smoothing more for the right one.
 
     Args:
-        labels: int [...]; a negative one (no label) gives zeros.
-        num_classes: C.
+        labels: a negative one (no label) gives zeros.
         smoothing: in [0, 1].
     Returns:
-        float32 [..., C]; rows sum to 1.
+        rows sum to 1.
     """
     off = smoothing / num_classes
     hot = labels[..., None] == jnp.arange(num_classes)
@@ -33,26 +35,24 @@ def one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
 
 
 def mix(
-    key: jax.Array,
-    images: jax.Array,
-    targets: jax.Array,
+    key: Key[Array, ""],
+    images: Float[Array, "batch height width channels"],
+    targets: Float[Array, "batch classes"],
     *,
     mixup_alpha: float,
     cutmix_alpha: float,
-    probability: float = 1.0,
-    switch: float = 0.5,
-) -> tuple[jax.Array, jax.Array]:
+    probability: Float[Array, ""] | float = 1.0,
+    switch: Float[Array, ""] | float = 0.5,
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
     """Mixup or CutMix of a batch, one draw for all of it.
 
     Args:
         key: one per batch.
-        images: float [B, H, W, C].
-        targets: float [B, classes].
         mixup_alpha, cutmix_alpha: of each one's Beta(alpha, alpha); 0 turns it off. Static.
         probability: that the batch is mixed at all.
         switch: that it is CutMix, where both are on.
     Returns:
-        images and targets, shapes and (for float32) dtypes kept.
+        images and targets, (for float32) dtypes kept.
     """
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return images, targets
@@ -77,21 +77,17 @@ def mix(
     return jax.tree.map(lambda cut, blend: jnp.where(use_cutmix, cut, blend), cutmix_batch(), mixup_batch())
 
 
-def mixup_weights(key: jax.Array, alpha: float) -> jax.Array:
-    """lam ~ Beta(alpha, alpha), float32 scalar in [0, 1]: the share an example keeps of itself."""
+def mixup_weights(key: Key[Array, ""], alpha: Float[Array, ""] | float) -> Float[Array, ""]:
+    """lam ~ Beta(alpha, alpha), in [0, 1]: the share an example keeps of itself."""
     return jax.random.beta(key, alpha, alpha)
 
 
-def mixup(images: jax.Array, targets: jax.Array, lam: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """lam times each example plus 1 - lam times its partner, example B - 1 - i.
-
-    Args:
-        images: float [B, H, W, C].
-        targets: float [B, classes].
-        lam: scalar, or [B] (each example's own).
-    Returns:
-        images and targets.
-    """
+def mixup(
+    images: Float[Array, "batch height width channels"],
+    targets: Float[Array, "batch classes"],
+    lam: Float[Array, ""] | Float[Array, " batch"] | float,
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
+    """lam (one, or each example's own) times each example plus 1 - lam times its partner, example B - 1 - i."""
 
     def blend(own: jax.Array) -> jax.Array:
         weight = jnp.reshape(lam, (-1,) + (1,) * (own.ndim - 1))
@@ -100,24 +96,26 @@ def mixup(images: jax.Array, targets: jax.Array, lam: jax.Array | float) -> tupl
     return blend(images), blend(targets)
 
 
-def cutmix_box(key: jax.Array, height: int, width: int, lam: jax.Array | float) -> tuple[Box, jax.Array]:
+def cutmix_box(
+    key: Key[Array, ""], height: int, width: int, lam: Float[Array, ""] | float
+) -> tuple[Box, Float[Array, ""]]:
     """A box of about 1 - lam of the image, its centre uniform over the pixels; parts beyond the border are cut off.
 
     Args:
         key: one per batch.
         height, width: of the images, pixels.
-        lam: scalar in [0, 1].
+        lam: in [0, 1].
     Returns:
-        the box, and lam corrected to the share of the image outside it, float32 scalar.
+        the box, and lam corrected to the share of the image outside it.
     """
     centre = jax.random.randint(key, (2,), 0, jnp.asarray([height, width]), jnp.int32)
     return cutmix_box_at(centre, height, width, lam)
 
 
 def cutmix_box_at(
-    centre: jax.Array, height: int, width: int, lam: jax.Array | float
-) -> tuple[Box, jax.Array]:
-    """The explicit entry of `cutmix_box`: `centre` is int32 [2], (y, x).
+    centre: Int32[Array, "2"], height: int, width: int, lam: Float[Array, ""] | float
+) -> tuple[Box, Float[Array, ""]]:
+    """The explicit entry of `cutmix_box`: `centre` is (y, x).
 
     The sides are floor(side * sqrt(1 - lam)) in float32, and odd ones lose a pixel to the halving, as in timm.
     """
@@ -132,17 +130,16 @@ def cutmix_box_at(
 
 
 def cutmix(
-    images: jax.Array, targets: jax.Array, box: Box, lam: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
+    images: Float[Array, "batch height width channels"],
+    targets: Float[Array, "batch classes"],
+    box: Box,
+    lam: Float[Array, ""] | float,
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
     """The partner's pixels inside the box, and 1 - lam of its targets (partners as `mixup`).
 
     Args:
-        images: float [B, H, W, C].
-        targets: float [B, classes].
         box: one for the batch.
-        lam: scalar, the share of the image outside the box (`cutmix_box` returns it).
-    Returns:
-        images and targets.
+        lam: the share of the image outside the box (`cutmix_box` returns it).
     """
     inside = _inside(box, *images.shape[1:3])[..., None]
     return jnp.where(inside, images[::-1], images), lam * targets + (1.0 - lam) * targets[::-1]
@@ -159,24 +156,22 @@ def _inside(box: Box, height: int, width: int) -> jax.Array:
 
 
 def random_erasing(
-    key: jax.Array,
-    image: jax.Array,
+    key: Key[Array, ""],
+    image: Float[Array, "height width channels"],
     *,
     probability: float = 0.25,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: float = 0.3,
     tries: int = 10,
-) -> jax.Array:
+) -> Float[Array, "height width channels"]:
     """One rectangle of the image replaced by N(0, 1) noise (timm's mode `pixel`, count 1).
 
     Args:
         key: one per image (vmap for a batch).
-        image: float [H, W, C], normalised: the noise then has the mean and deviation of images.
+        image: normalised: the noise then has the mean and deviation of images.
         probability: that the image is erased.
         area, aspect: as `erasing_box`.
         tries: boxes drawn; the first that fits is taken, and if none does the image stays.
-    Returns:
-        [H, W, C].
     """
     applied_key, box_key, noise_key = jax.random.split(key, 3)
     draws = jax.random.uniform(box_key, (tries, 4))
@@ -186,12 +181,12 @@ def random_erasing(
 
 
 def erasing_box(
-    draws: jax.Array, height: int, width: int, *, area: tuple[float, float], aspect: float
+    draws: Float[Array, "tries 4"], height: int, width: int, *, area: tuple[float, float], aspect: float
 ) -> Box:
     """The first drawn box that is smaller than the image on both axes; an empty one where none is.
 
     Args:
-        draws: float [tries, 4] in [0, 1): area, aspect ratio, top, left of every tried box.
+        draws: in [0, 1): area, aspect ratio, top, left of every tried box.
         height, width: of the image, pixels.
         area: smallest and largest share of the image, uniform in between.
         aspect: smaller bound of height / width, which is log-uniform in [aspect, 1 / aspect].
@@ -209,6 +204,8 @@ def erasing_box(
     return y0, y1, x0, x1
 
 
-def erase(image: jax.Array, box: Box, noise: jax.Array) -> jax.Array:
-    """The explicit entry of `random_erasing`: `noise` [H, W, C] inside the box, the image outside."""
+def erase(
+    image: Float[Array, "height width channels"], box: Box, noise: Float[Array, "height width channels"]
+) -> Float[Array, "height width channels"]:
+    """The explicit entry of `random_erasing`: `noise` inside the box, the image outside."""
     return jnp.where(_inside(box, *image.shape[:2])[..., None], noise, image)

@@ -14,36 +14,36 @@ so that every row sees every position exactly once, either as pixels or as MASK 
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 MASK_HORIZON = -1
 """Horizon of the MASK tokens' own content rows: the context and every MASK, no target's pixels."""
 
 
-def draw_order(key: jax.Array, num_patches: int) -> jax.Array:
+def draw_order(key: Key[Array, ""], num_patches: int) -> Int32[Array, " 1+{num_patches}"]:
     """One uniform order of the slots: CLS, then the patches permuted.
 
     Args:
-        key: a typed PRNG key, one per example (vmap for a batch).
-        num_patches: L.
+        key: one per example (vmap for a batch).
     Returns:
-        int32 [1 + L], a permutation of 0..L that starts with 0.
+        a permutation of 0..num_patches that starts with 0.
     """
     return order_from_noise(jax.random.uniform(key, (num_patches,)))
 
 
-def order_from_noise(noise: jax.Array) -> jax.Array:
-    """The explicit entry of `draw_order`: patches in ascending order of `noise` [..., L]; int32 [..., 1 + L]."""
+def order_from_noise(noise: Float[Array, "*batch patches"]) -> Int32[Array, "*batch 1+patches"]:
+    """The explicit entry of `draw_order`: patches in ascending order of `noise`."""
     patches = 1 + jnp.argsort(noise, axis=-1, stable=True).astype(jnp.int32)
     return jnp.concatenate([jnp.zeros_like(patches[..., :1]), patches], axis=-1)
 
 
-def ranks(order: jax.Array) -> jax.Array:
-    """The place of every slot in the order (the inverse permutation); int32 [..., N] to int32 [..., N]."""
+def ranks(order: Int[Array, "*batch slots"]) -> Int32[Array, "*batch slots"]:
+    """The place of every slot in the order (the inverse permutation)."""
     return jnp.argsort(order, axis=-1).astype(jnp.int32)
 
 
-def targets_of(order: jax.Array, context: int) -> jax.Array:
-    """The target slots in raster order, int32 [..., N - context].
+def targets_of(order: Int[Array, "*batch slots"], context: int) -> Int[Array, "*batch slots-{context}"]:
+    """The target slots in raster order.
 
     Raises:
         ValueError: unless 1 <= context < N (CLS is always context, and something must be left to predict).
@@ -56,7 +56,7 @@ def targets_of(order: jax.Array, context: int) -> jax.Array:
     return jnp.sort(order[..., context:], axis=-1)
 
 
-def tie_ranks(rank: jax.Array, context: int, groups: int) -> jax.Array:
+def tie_ranks(rank: Int[Array, "*batch slots"], context: int, groups: int) -> Int[Array, "*batch slots"]:
     """Gives equal ranks inside `groups` consecutive, nearly equal groups of targets (docs/papers/mapet.md 6: tied ranks).
 
     One group is MIM (no target sees another), as many groups as targets is MaPeT. A group takes the rank of its
@@ -70,16 +70,19 @@ def tie_ranks(rank: jax.Array, context: int, groups: int) -> jax.Array:
     return jnp.where(rank < context, rank, context + first).astype(rank.dtype)
 
 
-def allow(horizon: jax.Array, rank: jax.Array, targets: jax.Array, context: int) -> jax.Array:
+def allow(
+    horizon: Int[Array, "*batch queries"],
+    rank: Int[Array, "*batch slots"],
+    targets: Int[Array, "*batch targets"],
+    context: int,
+) -> Bool[Array, "*batch queries slots+targets"]:
     """The rule above: which keys each row may see.
 
     Args:
-        horizon: int [..., R], one per row.
-        rank: int [..., N], rank of every real slot.
-        targets: int [..., P], the target slots in the order in which their MASK tokens stand.
+        horizon: one per row.
+        rank: of every real slot.
+        targets: the target slots in the order in which their MASK tokens stand.
         context: number of context slots, CLS included.
-    Returns:
-        bool [..., R, N + P].
     """
     target_rank = jnp.take_along_axis(rank, targets, axis=-1)
     real = (rank[..., None, :] < context) | (rank[..., None, :] <= horizon[..., :, None])
@@ -87,18 +90,16 @@ def allow(horizon: jax.Array, rank: jax.Array, targets: jax.Array, context: int)
     return jnp.concatenate([real, mask_tokens], axis=-1)
 
 
-def attention_masks(rank: jax.Array, targets: jax.Array, context: int) -> tuple[jax.Array, jax.Array]:
-    """Both masks of two-stream attention, boolean, to be broadcast over heads (docs/papers/mapet.md 4.1).
+def attention_masks(
+    rank: Int[Array, "*batch slots"], targets: Int[Array, "*batch targets"], context: int
+) -> tuple[Bool[Array, "*batch slots+targets slots+targets"], Bool[Array, "*batch targets slots+targets"]]:
+    """Both masks of two-stream attention, content and query, to be broadcast over heads (docs/papers/mapet.md 4.1).
 
     A real slot's content row has its own rank as horizon, a MASK token's content row -1; the query row of target a has
     rank[a] - 1: earlier targets as pixels, itself and the later ones as MASK. Ranks may be tied (`tie_ranks`).
 
     Args:
-        rank: int [..., N].
-        targets: int [..., P].
         context: number of context slots, CLS included.
-    Returns:
-        content bool [..., N + P, N + P] and query bool [..., P, N + P].
     """
     target_rank = jnp.take_along_axis(rank, targets, axis=-1)
     mask_rows = jnp.full_like(target_rank, MASK_HORIZON)
@@ -107,6 +108,8 @@ def attention_masks(rank: jax.Array, targets: jax.Array, context: int) -> tuple[
     return content, query
 
 
-def scored(rank: jax.Array, targets: jax.Array, upper: int) -> jax.Array:
-    """Which targets enter the loss under the upper limit u: those of rank <= u; bool [..., P] (docs/papers/mapet.md 2; off = N)."""
+def scored(
+    rank: Int[Array, "*batch slots"], targets: Int[Array, "*batch targets"], upper: int
+) -> Bool[Array, "*batch targets"]:
+    """Which targets enter the loss under the upper limit u: those of rank <= u (docs/papers/mapet.md 2; off = N)."""
     return jnp.take_along_axis(rank, targets, axis=-1) <= upper

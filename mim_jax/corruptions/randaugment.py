@@ -18,6 +18,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 OPS = (
     "AutoContrast",
@@ -41,29 +42,29 @@ OPS = (
 _LAST_TABLE, _FIRST_WARP = OPS.index("BrightnessIncreasing"), OPS.index("Rotate")
 _LEVELS = np.arange(256, dtype=np.int32)
 
-Fill = float | tuple[float, float, float] | jax.Array
-Draws = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Fill = float | tuple[float, float, float] | Float[Array, ""] | Float[Array, "3"]
+Draws = tuple[Int32[Array, "*ops"], Float[Array, "*ops"], Float32[Array, "*ops"], Bool[Array, "*ops"]]
 
 
 def rand_augment(
-    key: jax.Array,
-    image: jax.Array,
+    key: Key[Array, ""],
+    image: Float[Array, "height width 3"],
     *,
     num_ops: int = 2,
     magnitude: float = 9.0,
     magnitude_std: float = 0.5,
     probability: float = 0.5,
     fill: Fill = 0.5,
-) -> jax.Array:
+) -> Float32[Array, "height width 3"]:
     """`num_ops` ops in a row, each drawn uniformly from OPS (with replacement) and applied with `probability`.
 
     Args:
         key: one per image (vmap for a batch).
-        image: float [H, W, 3] in [0, 1].
+        image: in [0, 1].
         num_ops, magnitude, magnitude_std, probability: as `draw_ops`.
-        fill: colour of what a warp brings in from outside, scalar or [3], in [0, 1].
+        fill: colour of what a warp brings in from outside, in [0, 1].
     Returns:
-        float32 [H, W, 3] in [0, 1], multiples of 1 / 255 also where no op was applied.
+        in [0, 1], multiples of 1 / 255 also where no op was applied.
     """
     draws = draw_ops(
         key, num_ops=num_ops, magnitude=magnitude, magnitude_std=magnitude_std, probability=probability
@@ -72,7 +73,7 @@ def rand_augment(
 
 
 def draw_ops(
-    key: jax.Array, *, num_ops: int, magnitude: float, magnitude_std: float, probability: float
+    key: Key[Array, ""], *, num_ops: int, magnitude: float, magnitude_std: float, probability: float
 ) -> Draws:
     """What `rand_augment` draws for one image.
 
@@ -82,7 +83,7 @@ def draw_ops(
         magnitude, magnitude_std: mean and deviation of the normal law of magnitudes, which are clipped to [0, 10].
         probability: of each op being applied.
     Returns:
-        ops: int32 [n], indices into OPS. magnitudes: float32 [n]. signs: float32 [n], -1 or 1. applied: bool [n].
+        ops (indices into OPS), magnitudes, signs (-1 or 1) and whether each is applied.
     """
     op_key, magnitude_key, sign_key, applied_key = jax.random.split(key, 4)
     noise = jax.random.normal(magnitude_key, (num_ops,))
@@ -94,7 +95,9 @@ def draw_ops(
     )
 
 
-def augment_with(image: jax.Array, draws: Draws, fill: Fill = 0.5) -> jax.Array:
+def augment_with(
+    image: Float[Array, "height width 3"], draws: Draws, fill: Fill = 0.5
+) -> Float32[Array, "height width 3"]:
     """The explicit entry of `rand_augment`: the ops of `draws` (as `draw_ops` returns them) one after the other."""
     fill = _levels(jnp.asarray(fill))
 
@@ -108,22 +111,22 @@ def augment_with(image: jax.Array, draws: Draws, fill: Fill = 0.5) -> jax.Array:
 
 
 def apply_op(
-    image: jax.Array,
-    op: jax.Array | int,
-    magnitude: jax.Array | float,
-    sign: jax.Array | float,
+    image: Float[Array, "height width 3"],
+    op: Int[Array, ""] | int,
+    magnitude: Float[Array, ""] | float,
+    sign: Float[Array, ""] | float,
     fill: Fill = 0.5,
-) -> jax.Array:
+) -> Float32[Array, "height width 3"]:
     """One op, given all that is drawn.
 
     Args:
-        image: float [H, W, 3] in [0, 1], at most 4 million pixels (the sum of their grey levels is an int32).
-        op: int scalar, index into OPS. Not checked: it is traced.
-        magnitude: scalar in [0, 10]. Ignored by AutoContrast, Equalize and Invert.
-        sign: scalar, -1 or 1: the way of a warp, less or more of an enhancement; ignored by the other ops.
+        image: in [0, 1], at most 4 million pixels (the sum of their grey levels is an int32).
+        op: index into OPS. Not checked: it is traced.
+        magnitude: in [0, 10]. Ignored by AutoContrast, Equalize and Invert.
+        sign: -1 or 1: the way of a warp, less or more of an enhancement; ignored by the other ops.
         fill: as `rand_augment`.
     Returns:
-        float32 [H, W, 3] in [0, 1], multiples of 1 / 255.
+        in [0, 1], multiples of 1 / 255.
     """
     return _values(_apply(_levels(image), op, magnitude, sign, _levels(jnp.asarray(fill))))
 

@@ -1,10 +1,11 @@
 """Pixels and patches. A patch vector is flattened (row, column, channel), channel fastest; patches are in raster order."""
 
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Real, Shaped, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -12,10 +13,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 PatchNorm = Literal["channel", "joint", "none"]
 """How a target patch is normalised; see `normalise_patches`."""
 NORM_EPS = 1e-6
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
-def patchify(images: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] to [B, (H / p)(W / p), p p C].
+def patchify(
+    images: Shaped[Array, "batch height width channels"], patch: int
+) -> Shaped[Array, "batch (height//{patch})*(width//{patch}) {patch}**2*channels"]:
+    """Images as their patches.
 
     Raises:
         ValueError: if a side is not a multiple of the patch.
@@ -28,8 +32,10 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch * patch * channels)
 
 
-def unpatchify(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """The exact inverse of `patchify` for three channels: [B, L, p p 3] to [B, H, W, 3]."""
+def unpatchify(
+    patches: Shaped[Array, "batch {grid[0]*grid[1]} patch_dim"], grid: tuple[int, int]
+) -> Shaped[Array, "batch height width 3"]:
+    """The exact inverse of `patchify` for three channels."""
     batch, _, values = patches.shape
     rows, columns = grid
     patch = round((values // 3) ** 0.5)
@@ -37,27 +43,38 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch, columns * patch, 3)
 
 
-def to_unit(images: jax.Array) -> jax.Array:
+def to_unit(
+    images: UInt8[AnyArray, "*shape"] | Float[AnyArray, "*shape"],
+) -> Float[AnyArray, "*shape"]:
     """uint8 0..255 to float32 0..1; floats pass unchanged (they are taken to be in [0, 1] already)."""
     return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
 
 
-def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(image - mean) / std per channel, images [..., 3] in [0, 1]."""
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+def normalise(
+    images: Float[Array | np.ndarray, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch channels"]:
+    """(image - mean) / std per channel, images in [0, 1]."""
+    return (jnp.asarray(images) - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def denormalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def denormalise(
+    images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch channels"]:
     """The inverse of `normalise`."""
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)
 
 
-def flip_where(images: jax.Array, flip: jax.Array) -> jax.Array:
-    """Mirrors left-right the images [B, H, W, C] whose `flip` [B] is true."""
+def flip_where(
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
+    flip: Bool[Array | np.ndarray, " batch"],
+) -> Shaped[Array, "batch height width channels"]:
+    """Mirrors left-right the images whose `flip` is true."""
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def normalise_patches(values: jax.Array, how: PatchNorm) -> jax.Array:
+def normalise_patches(
+    values: Real[Array, "*batch patch_dim"], how: PatchNorm
+) -> Float[Array, "*batch patch_dim"]:
     """Targets relative to their own patch.
 
     "channel" is Beyond Masking's PN (docs/papers/beyond_masking.md A3.2; give it values in [0, 1]): for each channel of a patch
@@ -66,10 +83,10 @@ def normalise_patches(values: jax.Array, how: PatchNorm) -> jax.Array:
     up to rounding; gradients are finite there, too.
 
     Args:
-        values: [..., p p 3], patch vectors as `patchify` makes them, channel fastest.
+        values: patch vectors of three channels as `patchify` makes them, channel fastest.
         how: "channel", "joint" or "none".
     Returns:
-        float [..., p p 3], in float32 or wider.
+        in float32 or wider.
     Raises:
         ValueError: for another `how`, or for patches of one pixel, which have no variance.
     """
@@ -97,17 +114,18 @@ def _centre(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return centred, jnp.sum(centred**2, axis=axis, keepdims=True) / (values.shape[axis] - 1)
 
 
-def normalise_locally(images: jax.Array, window: int = 47) -> jax.Array:
+def normalise_locally(
+    images: Real[Array, "batch height width 3"], window: int = 47
+) -> Float[Array, "batch height width 3"]:
     """Every pixel relative to the square around it, per channel: SimMIM's target on SwinV2 (docs/papers/dark_secrets.md 1.4).
 
     (x - mean) / sqrt(var + 1e-6) over the window x window pixels around a pixel that lie in the image; the variance is
     unbiased: max(0, (E[x^2] - mean^2) n / (n - 1)) of n pixels.
 
     Args:
-        images: [B, H, W, 3].
         window: side of the square in pixels, odd and at least 3.
     Returns:
-        float [B, H, W, 3], in float32 or wider.
+        in float32 or wider.
     Raises:
         ValueError: for an even window or one below 3, and for images of one pixel.
     """
