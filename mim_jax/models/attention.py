@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from mim_jax.models.attention_masks import MaskBlock, join_mask_blocks
 from mim_jax.models.layers import dense, uninitialised, wide_dtype
 
-Mask = jax.Array | tuple[MaskBlock, ...] | None
+Mask = Bool[Array, "... _ _"] | tuple[MaskBlock, ...] | None
 """Who may attend to whom: a boolean array, blocks of queries (a constant mask), or everybody to everybody."""
 
 
@@ -26,9 +27,13 @@ class QKVProjection(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, num_keys: int, num_queries: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, N, D] to q [B, heads, num_queries, head_dim] of the last tokens, k and v [B, heads, num_keys, head_dim] of the first."""
+        self, x: Float[Array, "batch tokens dim"], num_keys: int, num_queries: int
+    ) -> tuple[
+        Float[Array, "batch {self.heads} {num_queries} {self.head_dim}"],
+        Float[Array, "batch {self.heads} {num_keys} {self.head_dim}"],
+        Float[Array, "batch {self.heads} {num_keys} {self.head_dim}"],
+    ]:
+        """q of the last tokens, k and v of the first."""
         shape = (x.shape[-1], 3, self.heads, self.head_dim)
         kernel = self.param("kernel", uninitialised, shape)
         bias, tokens = self._bias(), x.shape[1]
@@ -68,8 +73,9 @@ class OutputProjection(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, heads, N, head_dim] to [B, N, features]."""
+    def __call__(
+        self, x: Float[Array, "batch heads tokens head_dim"]
+    ) -> Float[Array, "batch tokens {self.features}"]:
         x = x.transpose(0, 2, 1, 3)
         kernel = self.param("kernel", uninitialised, (*x.shape[2:], self.features))
         bias = self.param("bias", uninitialised, (self.features,))
@@ -77,23 +83,20 @@ class OutputProjection(nn.Module):
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "batch heads queries head_dim"],
+    k: Float[Array, "batch heads keys head_dim"],
+    v: Float[Array, "batch heads keys head_dim"],
     *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    mask: Bool[Array, "... #queries #keys"] | None = None,
+    bias: Float[Array, "... #queries #keys"] | None = None,
     implementation: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "batch heads queries head_dim"]:
     """softmax(q k^T / sqrt(d) + bias, where mask) v.
 
     Args:
-        q: [B, H, Q, d]. k, v: [B, H, K, d].
-        mask: bool, broadcastable to [B, H, Q, K]; True = may attend. Hidden keys get a weight of exactly 0.
-        bias: float, broadcastable to [B, H, Q, K].
+        mask: broadcastable to [batch, heads, queries, keys]; True = may attend. Hidden keys get a weight of exactly 0.
+        bias: broadcastable likewise.
         implementation: "xla", "cudnn" (GPU, 16-bit), or "auto" (xla; see docs/decisions.md).
-    Returns:
-        [B, H, Q, d].
     """
     if implementation == "cudnn":
         swap = lambda t: t.transpose(0, 2, 1, 3)  # noqa: E731
@@ -107,15 +110,20 @@ def attend(
 
 
 def attention_weights(
-    q: jax.Array, k: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None
-) -> jax.Array:
-    """softmax(q k^T / sqrt(d) + bias, where mask), [B, H, Q, K] in float32 at least; arguments as in `attend`."""
+    q: Float[Array, "batch heads queries head_dim"],
+    k: Float[Array, "batch heads keys head_dim"],
+    bias: Float[Array, "... #queries #keys"] | None = None,
+    mask: Bool[Array, "... #queries #keys"] | None = None,
+) -> Float[Array, "batch heads queries keys"]:
+    """softmax(q k^T / sqrt(d) + bias, where mask), in float32 at least; arguments as in `attend`."""
     return jax.nn.softmax(_logits(q, k, bias, mask), axis=-1)
 
 
 @jax.custom_vjp
-def query_key_products(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q [B, H, Q, d] and k [B, H, K, d] to q k^T, [B, H, Q, K], in float32 at least.
+def query_key_products(
+    q: Float[Array, "batch heads queries head_dim"], k: Float[Array, "batch heads keys head_dim"]
+) -> Float[Array, "batch heads queries keys"]:
+    """q k^T, in float32 at least.
 
     The cotangent is rounded to the dtype of q and k before the two products of the backward pass, which would otherwise run
     in float32: on an accelerator at a fraction of the speed.
@@ -147,14 +155,14 @@ def _logits(q: jax.Array, k: jax.Array, bias: jax.Array | None, mask: jax.Array 
 
 
 def attend_by_blocks(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "batch heads queries head_dim"],
+    k: Float[Array, "batch heads keys head_dim"],
+    v: Float[Array, "batch heads keys head_dim"],
     blocks: tuple[MaskBlock, ...],
     *,
-    bias: jax.Array | None,
+    bias: Float[Array, "... queries keys"] | None,
     implementation: str,
-) -> jax.Array:
+) -> Float[Array, "batch heads queries head_dim"]:
     """`attend` under a constant mask that was cut into blocks; the result is that of the whole mask."""
     outputs = []
     for block in blocks:
@@ -190,14 +198,14 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch tokens dim"],
         *,
         num_keys: int | None = None,
         num_queries: int | None = None,
         mask: Mask = None,
-        position_bias: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, N, D] to [B, num_queries, D]; both counts default to N. Bias as in `attend`.
+        position_bias: Float[Array, "... #queries #keys"] | None = None,
+    ) -> Float[Array, "batch queries dim"]:
+        """Both counts default to all tokens. Bias as in `attend`.
 
         mask: as in `attend`, or blocks of the queries (a constant mask).
         """
@@ -210,10 +218,15 @@ class Attention(nn.Module):
             out = attend(q, k, v, mask=mask, bias=position_bias, implementation=self.implementation)
         return self.proj(out)
 
-    def row(self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None) -> jax.Array:
-        """The softmax weights of one query to all tokens, [B, N, D] to [B, H, N]; the other queries' are never computed.
+    def row(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        query: int | None,
+        position_bias: Float[Array, "... heads tokens tokens"] | None = None,
+    ) -> Float[Array, "batch heads tokens"]:
+        """The softmax weights of one query to all tokens; the other queries' are never computed.
 
-        query: a token; None = the mean of all tokens' queries (and of their biases, [..., H, N, N]).
+        query: a token; None = the mean of all tokens' queries (and of their biases).
         """
         q, k, _ = self.qkv(x, x.shape[1], x.shape[1])
         q = jnp.mean(q, axis=2, keepdims=True) if query is None else q[:, :, query : query + 1]

@@ -22,16 +22,17 @@ from functools import cached_property, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["queries", "keys"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskBlock:
-    """Queries [queries[0], queries[1]) attend to keys [keys[0], keys[1]), where `mask` (bool [queries, keys]) is true; None = to all."""
+    """Queries [queries[0], queries[1]) attend to keys [keys[0], keys[1]), where `mask` is true; None = to all."""
 
     queries: tuple[int, int]
     keys: tuple[int, int]
-    mask: np.ndarray | jax.Array | None
+    mask: Bool[np.ndarray, "queries keys"] | Bool[Array, "queries keys"] | None
 
     @property
     def area(self) -> int:
@@ -39,8 +40,8 @@ class MaskBlock:
         return (self.queries[1] - self.queries[0]) * (self.keys[1] - self.keys[0])
 
 
-def split_mask(mask: np.ndarray, cuts: Sequence[int]) -> tuple[MaskBlock, ...]:
-    """Cuts the queries of a constant mask bool [Q, K] at `cuts` (each in 1..Q - 1, rising).
+def split_mask(mask: Bool[np.ndarray, "queries keys"], cuts: Sequence[int]) -> tuple[MaskBlock, ...]:
+    """Cuts the queries of a constant mask at `cuts` (each in 1..queries - 1, rising).
 
     Raises:
         ValueError: if a query may see nothing.
@@ -69,8 +70,8 @@ def last_queries(blocks: Sequence[MaskBlock], count: int) -> tuple[MaskBlock, ..
     )
 
 
-def join_mask_blocks(blocks: Sequence[MaskBlock], num_keys: int) -> jax.Array:
-    """The mask that was cut into blocks, bool [queries, num_keys]."""
+def join_mask_blocks(blocks: Sequence[MaskBlock], num_keys: int) -> Bool[Array, "queries {num_keys}"]:
+    """The mask that was cut into blocks."""
     mask = jnp.zeros((blocks[-1].queries[1], num_keys), bool)
     for block in blocks:
         part = True if block.mask is None else block.mask
@@ -82,13 +83,13 @@ def join_mask_blocks(blocks: Sequence[MaskBlock], num_keys: int) -> jax.Array:
 class TwoStreams:
     """The layout for masks of tokens in rank order.
 
-    content bool [K, K] and query bool [P, K]: as `corruptions.permutation.attention_masks` gives them for ranks
-    0..N-1, K = N + P; without the MASK tokens' queries and keys (K = N) they are not among the keys (PIM).
+    content, query: as `corruptions.permutation.attention_masks` gives them for ranks
+    in order; without the MASK tokens' queries and keys they are not among the keys (PIM).
     context: number of context tokens. parts: blocks that the targets of each stream are cut into.
     """
 
-    content: np.ndarray
-    query: np.ndarray
+    content: Bool[np.ndarray, "keys keys"]
+    query: Bool[np.ndarray, "targets keys"]
     context: int
     parts: int = 3
 

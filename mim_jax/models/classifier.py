@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from mim_jax.models.layers import Dense
 from mim_jax.models.swin import SwinConfig
@@ -26,8 +27,10 @@ class Classifier(nn.Module):
         self.encoder = self.config.module
         self.head = Dense(self.num_classes, dtype=self.config.dtype)
 
-    def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """[B, L, p p 3] to logits [B, num_classes]."""
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"], drop_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch {self.num_classes}"]:
+        """Logits."""
         tokens = self.encoder.apply_blocks(self.encoder.input_tokens(patches), drop_keys=drop_keys)[-1]
         return self.head(self.encoder.pooled(tokens, self.pool))
 
@@ -43,17 +46,21 @@ class Probe(nn.Module):
         self.encoder = self.config.module
         self.head = Dense(self.num_classes)
 
-    def classify(self, features: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-        """Features [B, D], normalised by the statistics [D] given, to logits [B, num_classes]."""
+    def classify(
+        self, features: Float[Array, "batch dim"], mean: Float[Array, " dim"], variance: Float[Array, " dim"]
+    ) -> Float[Array, "batch {self.num_classes}"]:
+        """Logits of features that are normalised by the statistics given."""
         return self.head((features - mean) * jax.lax.rsqrt(variance + BN_EPS))
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch {self.num_classes}"]:
         """Visits every parameter (for initialisation)."""
         self.encoder(patches)
         features = jnp.zeros((len(patches), self.width))
         return self.classify(features, jnp.zeros(self.width), jnp.ones(self.width))
 
 
-def running(old: jax.Array, new: jax.Array) -> jax.Array:
+def running(old: Float[Array, " dim"], new: Float[Array, " dim"]) -> Float[Array, " dim"]:
     """A running statistic after one more batch, as torch keeps it."""
     return (1.0 - BN_MOMENTUM) * old + BN_MOMENTUM * new

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from mim_jax.models.layers import uninitialised
 
@@ -54,7 +55,9 @@ class FrozenBatchNorm(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
         channels = (x.shape[-1],)
         scale = self.param("scale", uninitialised, channels)
         bias = self.param("bias", uninitialised, channels)
@@ -86,8 +89,9 @@ class Bottleneck(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h, w, 4 planes], or half of h and w."""
+    def __call__(
+        self, x: Float[Array, "batch rows columns channels"]
+    ) -> Float[Array, "batch rows//(1+{self.halve}) columns//(1+{self.halve}) 4*{self.planes}"]:
         out = nn.relu(self._normed(x, self.planes, 1, "1"))
         out = nn.relu(self._normed(out, self.planes, 3, "2"))
         out = _average_pool(out) if self.halve else out
@@ -108,8 +112,10 @@ class ClipResNet(nn.Module):
     config: ClipResNetConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Normalised images [B, H, W, 3] to the last stage's map after its ReLU, [B, h, w, 32 width].
+    def __call__(
+        self, images: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch rows columns {self.config.features}"]:
+        """Normalised images to the last stage's map after its ReLU.
 
         Float32 in accelerators' default precision is TF32 or bfloat16 inside: wrap the call in
         `jax.default_matmul_precision("highest")` where the numbers of another machine are wanted.

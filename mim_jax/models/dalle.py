@@ -3,9 +3,9 @@
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 GROUPS = 4
 
@@ -26,7 +26,7 @@ class DalleConfig:
         return self.image_size[0] // 8, self.image_size[1] // 8
 
 
-def map_pixels(images: jax.Array) -> jax.Array:
+def map_pixels(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
     """[0, 1] to [0.1, 0.9], what the encoder was trained on."""
     return 0.8 * images + 0.1
 
@@ -39,8 +39,9 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h, w, features]."""
+    def __call__(
+        self, x: Float[Array, "batch rows columns channels"]
+    ) -> Float[Array, "batch rows columns {self.features}"]:
         branch = x
         narrow = self.features // 4
         for index, (features, side) in enumerate(
@@ -59,8 +60,10 @@ class DalleEncoder(nn.Module):
     config: DalleConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] as `map_pixels` gives them to logits [B, h, w, vocabulary], float32 at least."""
+    def __call__(
+        self, images: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch rows columns {self.config.vocabulary}"]:
+        """Images as `map_pixels` gives them to logits, float32 at least."""
         c = self.config
         gain = 1.0 / (GROUPS * c.blocks) ** 2
         x = nn.Conv(c.hidden, (7, 7), dtype=c.dtype, name="input")(images)
@@ -74,6 +77,6 @@ class DalleEncoder(nn.Module):
         x = nn.relu(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         return nn.Conv(c.vocabulary, (1, 1), name="output")(x)
 
-    def ids(self, images: jax.Array) -> jax.Array:
-        """The most likely id of every cell, int32 [B, h w], row-major; images as above."""
+    def ids(self, images: Float[Array, "batch height width 3"]) -> Int32[Array, "batch patches"]:
+        """The most likely id of every cell, row-major; images as above."""
         return jnp.argmax(self(images), axis=-1).reshape(len(images), -1).astype(jnp.int32)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import numpy as np
-import numpy.typing as npt
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, Shaped
 
 from mim_jax.targets.pixels import patchify
 
@@ -25,26 +25,26 @@ Params = dict[str, Any]
 @partial(jax.tree_util.register_dataclass, data_fields=["features"], meta_fields=["stride"])
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """features: [B, rows, columns, channels]. stride: pixels of the image along a side of one of its places."""
+    """stride: pixels of the image along a side of one of its places."""
 
     stride: int
-    features: jax.Array
+    features: Float[Array, "batch rows columns channels"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionGeometry:
-    """Of one block. Its attention's weights are [B, windows, heads, prefix + T, prefix + T].
+    """Of one block. Its attention's weights are [batch, windows, heads, prefix + tokens, prefix + tokens].
 
-    coordinates: [T, 2], (row, column) of a window's tokens, in tokens. pixels: side of a token in pixels of the network's
-    input. prefix: tokens before them (CLS). regions: int [windows, T]: tokens of different labels must not attend to each
+    coordinates: (row, column) of a window's tokens, in tokens. pixels: side of a token in pixels of the network's
+    input. prefix: tokens before them (CLS). regions: tokens of different labels must not attend to each
     other (a shifted window's parts, or padding); None = no such labels.
     """
 
-    coordinates: npt.NDArray[np.int64]
+    coordinates: Int[np.ndarray, "tokens 2"]
     pixels: float
     prefix: int = 0
     windows: int = 1
-    regions: npt.NDArray[np.int64] | None = None
+    regions: Int[np.ndarray, "windows tokens"] | None = None
 
 
 class EncoderConfig(abc.ABC):
@@ -81,7 +81,9 @@ class EncoderConfig(abc.ABC):
         return dataclasses.replace(self, image_size=tuple(image_size))  # type: ignore[type-var]
 
     @abc.abstractmethod
-    def resize_parameter(self, name: str, value: jax.Array, new: Self) -> jax.Array:
+    def resize_parameter(
+        self, name: str, value: Shaped[Array | np.ndarray, "..."], new: Self
+    ) -> Shaped[Array | np.ndarray, "..."]:
         """A parameter of this network ("block_00/attn/...") for `new`, the same network at another size."""
 
     def resize(self, params: Params, new: Self) -> Params:
@@ -92,16 +94,20 @@ class EncoderConfig(abc.ABC):
         )
         return resized
 
-    def layers(self, params: Params, images: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        """The tokens [B, N, D] after every block, not normed, and after the final norm.
+    def layers(
+        self, params: Params, images: Float[Array, "batch height width 3"]
+    ) -> tuple[list[Float[Array, "batch _ _"]], Float[Array, "batch tokens dim"]]:
+        """The tokens after every block, not normed, and after the final norm.
 
         Args:
-            params: of the encoder. images: [B, H, W, 3], normalised, nothing hidden, of any size that the patch divides.
+            params: of the encoder. images: normalised, nothing hidden, of any size that the patch divides.
         """
-        outputs: tuple[list[jax.Array], jax.Array] = self._apply(params, images, method="layers")
+        outputs: tuple[list[Array], Array] = self._apply(params, images, method="layers")
         return outputs
 
-    def feature_maps(self, params: Params, images: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
+    def feature_maps(
+        self, params: Params, images: Float[Array, "batch height width 3"], taps: Sequence[int]
+    ) -> list[FeatureMap]:
         """Feature maps for dense tasks, in the order of `taps`; not normed, without CLS.
 
         Args:

@@ -3,8 +3,8 @@
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from mim_jax.models.layers import Dense, add_parameter, gather_tokens, uninitialised
 from mim_jax.models.vit import TransformerEncoder, ViT, ViTConfig
@@ -47,14 +47,18 @@ class EncoderDecoder(nn.Module):
         self.decoder = TransformerEncoder(self.decoder_config.transformer(self.config))
         self.head = Dense(3 * self.config.patch**2, dtype=self.config.dtype)
 
-    def encode(self, patches: jax.Array, visible: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self,
+        patches: Float[Array, "batch patches patch_dim"],
+        visible: Int[Array, "batch visible"],
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch {self.config.prefix}+visible {self.config.width}"]:
         """The latent tokens.
 
         Args:
-            patches: [B, L, p p C].
-            visible: int32 [B, K], the patches the encoder sees, in any order.
+            visible: the patches the encoder sees, in any order.
         Returns:
-            [B, prefix + K, D] after the final norm.
+            after the final norm.
         """
         prefix = self.config.prefix
         positions = self.encoder.positions()
@@ -68,12 +72,13 @@ class EncoderDecoder(nn.Module):
         outputs = self.encoder.apply_blocks(tokens, drop_keys=drop_keys, token_index=token_index)
         return self.encoder.final_norm(outputs[-1])
 
-    def decoder_inputs(self, latent: jax.Array, visible: jax.Array, hidden: jax.Array) -> jax.Array:
-        """The decoder's tokens for CLS, the visible and the hidden patches.
-
-        Returns:
-            [B, prefix + K + M, decoder width], not yet through the blocks.
-        """
+    def decoder_inputs(
+        self,
+        latent: Float[Array, "batch _ dim"],
+        visible: Int[Array, "batch visible"],
+        hidden: Int[Array, "batch hidden"],
+    ) -> Float[Array, "batch {self.config.prefix}+visible+hidden {self.decoder_config.width}"]:
+        """The decoder's tokens for CLS, the visible and the hidden patches, not yet through the blocks."""
         prefix = self.config.prefix
         tokens = self.decoder_embed(latent)
         table = jnp.broadcast_to(
@@ -86,29 +91,29 @@ class EncoderDecoder(nn.Module):
 
     def predict_hidden(
         self,
-        patches: jax.Array,
-        visible: jax.Array,
-        hidden: jax.Array,
-        drop_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """Pixels of the hidden patches only, [B, M, p p 3]: the decoder's last block updates no other token."""
+        patches: Float[Array, "batch patches patch_dim"],
+        visible: Int[Array, "batch visible"],
+        hidden: Int[Array, "batch hidden"],
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch hidden patch_dim"]:
+        """Pixels of the hidden patches only: the decoder's last block updates no other token."""
         tokens = self.decoder_inputs(self.encode(patches, visible, drop_keys), visible, hidden)
         out = self.decoder.apply_blocks(tokens, num_outputs=hidden.shape[1])[-1]
         return self.head(self.decoder.final_norm(out))
 
     def predict_all(
         self,
-        patches: jax.Array,
-        visible: jax.Array,
-        hidden: jax.Array,
-        drop_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """Pixels of the visible and of the hidden patches, [B, K, p p 3] and then [B, M, p p 3], in one array."""
+        patches: Float[Array, "batch patches patch_dim"],
+        visible: Int[Array, "batch visible"],
+        hidden: Int[Array, "batch hidden"],
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch visible+hidden patch_dim"]:
+        """Pixels of the visible and then of the hidden patches, in one array."""
         tokens = self.decoder_inputs(self.encode(patches, visible, drop_keys), visible, hidden)
         out = self.decoder.apply_blocks(tokens, num_outputs=tokens.shape[1] - self.config.prefix)[-1]
         return self.head(self.decoder.final_norm(out))
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(self, patches: Float[Array, "batch patches patch_dim"]) -> Float[Array, "batch 1 patch_dim"]:
         """Visits every parameter (for initialisation)."""
         index = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
         return self.predict_hidden(patches, index[:, 1:], index[:, :1])

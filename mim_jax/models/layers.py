@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 
-def uninitialised(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def uninitialised(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Stands where a Flax module names an initialiser: modules declare shapes, and the rules of a method (`methods/rules.py`)
     say how every parameter is drawn, as the papers differ in that. NaN, for `jax.eval_shape(module.init, ...)` only.
 
@@ -29,23 +30,25 @@ def uninitialised(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.full(shape, jnp.nan)
 
 
-def wide_dtype(x: jax.Array) -> jnp.dtype:
+def wide_dtype(x: Float[Array, "..."]) -> jnp.dtype:
     """The dtype to accumulate values of `x` in: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
+def add_parameter(x: Float[Array, "*shape"], parameter: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
     """x + parameter (broadcast), added in float32 at least and rounded to the dtype of `x` once."""
     return (x.astype(wide_dtype(x)) + parameter).astype(x.dtype)
 
 
-def broadcast_parameter(parameter: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+def broadcast_parameter(
+    parameter: Float[Array, "..."], shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "..."]:
     """The parameter broadcast in its own precision, then in `dtype`."""
     return jnp.broadcast_to(parameter, shape).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+def matmul(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
     """x [..., *in] times kernel [*in, *out] of a wider dtype, in the dtype of `x`; `in` has so many axes.
 
     All three products (this one and the two of the backward pass) take inputs of the dtype of `x` and accumulate in float32.
@@ -78,8 +81,12 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def dense(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: DTypeLike | None = None, axes: int = 1
-) -> jax.Array:
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    bias: Float[Array, "..."] | None,
+    dtype: DTypeLike | None = None,
+    axes: int = 1,
+) -> Float[Array, "..."]:
     """x [..., *in] times kernel [*in, *out] plus bias [*out]; `in` has so many axes.
 
     dtype: of the computation; None = the common dtype of all three.
@@ -100,8 +107,10 @@ def dense(
     return out.reshape(*leading, *kernel.shape[axes:])
 
 
-def gather_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Tokens (or patches) x [B, N, D] at index int32 [B, n] to [B, n, D]."""
+def gather_tokens(
+    x: Shaped[Array, "batch tokens dim"], index: Int[Array, "batch chosen"]
+) -> Shaped[Array, "batch chosen dim"]:
+    """The tokens (or patches) at `index`, an own one for every example."""
     return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
@@ -113,7 +122,7 @@ class Dense(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch {self.features}"]:
         kernel = self.param("kernel", uninitialised, (x.shape[-1], self.features))
         bias = self.param("bias", uninitialised, (self.features,)) if self.use_bias else None
         return dense(x, kernel, bias, self.dtype)
@@ -126,7 +135,7 @@ class LayerNorm(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         scale = self.param("scale", uninitialised, (x.shape[-1],))
         bias = self.param("bias", uninitialised, (x.shape[-1],))
         wide = x.astype(wide_dtype(x))
@@ -136,12 +145,12 @@ class LayerNorm(nn.Module):
         return out.astype(self.dtype or x.dtype)
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Exact GELU by erf: as fast as the tanh form on CPU, where `jax.nn.gelu(approximate=False)` costs 1.7 times."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x sigmoid(1.702 x): what OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -157,7 +166,7 @@ class Mlp(nn.Module):
     activation: str = "gelu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation is {' or '.join(ACTIVATIONS)}, not {self.activation!r}")
         hidden = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
@@ -168,16 +177,18 @@ class LayerScale(nn.Module):
     """One learned factor per channel of a residual branch."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         gamma = self.param("gamma", uninitialised, (x.shape[-1],))
         return (x.astype(wide_dtype(x)) * gamma).astype(x.dtype)
 
 
-def drop_path(branch: jax.Array, rate: float, keys: jax.Array | None, salt: int) -> jax.Array:
-    """Drops a residual branch [B, N, D] for whole examples, scaling the kept ones by 1 / (1 - rate).
+def drop_path(
+    branch: Float[Array, "batch tokens dim"], rate: float, keys: Key[Array, " batch"] | None, salt: int
+) -> Float[Array, "batch tokens dim"]:
+    """Drops a residual branch for whole examples, scaling the kept ones by 1 / (1 - rate).
 
     Args:
-        keys: typed PRNG keys [B], one per example; None in evaluation (nothing is dropped).
+        keys: one per example; None in evaluation (nothing is dropped).
         salt: tells one branch of the network from another.
     """
     if keys is None or rate == 0.0:

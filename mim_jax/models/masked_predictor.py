@@ -7,8 +7,8 @@ order**, not raster order: attention does not care, and the masks become constan
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mim_jax.models.attention_masks import TwoStreams
 from mim_jax.models.layers import Dense, add_parameter, broadcast_parameter, gather_tokens, uninitialised
@@ -32,21 +32,19 @@ class MaskedPredictor(nn.Module):
 
     def two_stream(
         self,
-        patches: jax.Array,
-        order: jax.Array,
+        patches: Float[Array, "batch patches patch_dim"],
+        order: Int[Array, "batch tokens"],
         layout: TwoStreams,
         *,
-        drop_keys: jax.Array | None = None,
-    ) -> jax.Array:
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch {layout.targets} {self.outputs}"]:
         """What is predicted for every target, in rank order.
 
         Args:
-            patches: [B, L, p p 3], raster order.
-            order: int32 [B, N], CLS = 0 first; those after the context are the targets.
+            patches: in raster order.
+            order: CLS = 0 first; those after the context are the targets.
             layout: how the tokens stand and who sees whom.
-            drop_keys: typed keys [B], None in evaluation; one draw a branch, shared by both streams.
-        Returns:
-            [B, P, outputs].
+            drop_keys: None in evaluation; one draw a branch, shared by both streams.
         """
         context = layout.context
         order = jnp.concatenate([order[:, context:][:, ::-1], order[:, :context]], axis=1)
@@ -75,16 +73,20 @@ class MaskedPredictor(nn.Module):
         return self.head(self.encoder.final_norm(out[:, ::-1]))
 
     def masked(
-        self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        patches: Float[Array, "batch patches patch_dim"],
+        mask: Bool[Array, "batch patches"],
+        targets: Int[Array, "batch targets"],
+        *,
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch targets {self.outputs}"]:
         """What is predicted for the hidden patches by a plain forward in which MASK replaces their embeddings (BEiT).
 
         Args:
-            patches: [B, L, p p 3].
-            mask: bool [B, L], True = hidden.
-            targets: int32 [B, P], indices of the hidden patches (0 = first patch).
+            mask: True = hidden.
+            targets: indices of the hidden patches (0 = first patch).
         Returns:
-            [B, P, outputs], in the order of `targets`.
+            in the order of `targets`.
         """
         embedded = self.encoder.embed(patches)
         hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
@@ -95,15 +97,19 @@ class MaskedPredictor(nn.Module):
         return self.head(self.encoder.final_norm(gather_tokens(out, targets + self.config.prefix)))
 
     def masked_subset(
-        self, patches: jax.Array, visible: jax.Array, hidden: jax.Array, *, drop_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        patches: Float[Array, "batch patches patch_dim"],
+        visible: Int[Array, "batch visible"],
+        hidden: Int[Array, "batch hidden"],
+        *,
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch hidden {self.outputs}"]:
         """`masked` without the patches that are neither visible nor hidden: no block computes a token of theirs (AMT).
 
         Args:
-            patches: [B, L, p p 3].
-            visible: int32 [B, K]. hidden: int32 [B, M]; disjoint, in any order.
+            visible, hidden: disjoint, in any order.
         Returns:
-            [B, M, outputs], in the order of `hidden`; with K + M = L what `masked` returns.
+            in the order of `hidden`; where these are all patches, what `masked` returns.
         """
         prefix = self.config.prefix
         order = jnp.concatenate([visible, hidden], axis=1) + prefix
@@ -122,7 +128,9 @@ class MaskedPredictor(nn.Module):
         )[-1]
         return self.head(self.encoder.final_norm(out))
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch patches {self.outputs}"]:
         """Visits every parameter (for initialisation): nothing hidden, every patch scored."""
         no_mask = jnp.zeros(patches.shape[:2], bool)
         all_indices = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
@@ -154,17 +162,21 @@ class SwinPredictor(nn.Module):
         self.head = Dense(self.outputs or 3 * c.stride**2, dtype=c.dtype)
 
     def masked(
-        self, patches: jax.Array, mask: jax.Array, targets: jax.Array, *, drop_keys: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        patches: Float[Array, "batch patches patch_dim"],
+        mask: Bool[Array, "batch patches"],
+        targets: Int[Array, "batch targets"],
+        *,
+        drop_keys: Key[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch targets outputs"]:
         """What is predicted for cells of the last stage while MASK stands for the hidden patches.
 
         Args:
-            patches: [B, L, p p 3].
-            mask: bool [B, L], True = hidden; MASK replaces these after the patch norm.
-            targets: int32 [B, M], indices of cells of the last stage, raster order.
-            drop_keys: typed keys [B] for drop path; None in evaluation.
+            mask: True = hidden; MASK replaces these after the patch norm.
+            targets: indices of cells of the last stage, raster order.
+            drop_keys: for drop path; None in evaluation.
         Returns:
-            [B, M, outputs], in the order of `targets`.
+            in the order of `targets`.
         """
         embedded = self.encoder.embed(patches)
         hidden = broadcast_parameter(self.mask_token, embedded.shape, embedded.dtype)
@@ -172,7 +184,9 @@ class SwinPredictor(nn.Module):
         out = self.encoder.apply_blocks(embedded, drop_keys=drop_keys)[-1]
         return self.head(self.encoder.final_norm(gather_tokens(out, targets)))
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch cells outputs"]:
         """Visits every parameter (for initialisation): nothing hidden, every cell predicted."""
         rows, columns = self.config.cells
         no_mask = jnp.zeros(patches.shape[:2], bool)

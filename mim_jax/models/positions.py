@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Int32
 
 from mim_jax.models.layers import uninitialised
 
@@ -15,8 +16,8 @@ def _sin_cos(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
-    """MAE's fixed table (docs/papers/amt.md 1.2), float64 [rows * columns, width]: first half COLUMN, second half ROW.
+def sincos_2d(grid: tuple[int, int], width: int) -> Float64[np.ndarray, "{grid[0]*grid[1]} {width}"]:
+    """MAE's fixed table (docs/papers/amt.md 1.2): first half COLUMN, second half ROW.
 
     Raises:
         ValueError: if the width is not a multiple of 4.
@@ -27,15 +28,15 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate([_sin_cos(column.ravel(), width // 2), _sin_cos(row.ravel(), width // 2)], axis=1)
 
 
-def sincos_1d(length: int, width: int) -> np.ndarray:
-    """Beyond Masking's table over the raster index (docs/papers/beyond_masking.md A3.5), float64 [length, width]: sine and cosine interleaved."""
+def sincos_1d(length: int, width: int) -> Float64[np.ndarray, "{length} {width}"]:
+    """Beyond Masking's table over the raster index (docs/papers/beyond_masking.md A3.5): sine and cosine interleaved."""
     dims = np.arange(width)
     angles = np.arange(length)[:, None] / 10000.0 ** (2 * (dims // 2) / width)
     return np.where(dims % 2 == 0, np.sin(angles), np.cos(angles))
 
 
-def relative_index(grid: tuple[int, int], cls: bool) -> np.ndarray:
-    """Rows of the bias table for every (query, key), int32 [N, N]; the offset is query minus key.
+def relative_index(grid: tuple[int, int], cls: bool) -> Int32[np.ndarray, "tokens tokens"]:
+    """Rows of the bias table for every (query, key); the offset is query minus key.
 
     With CLS the last three rows of the table are CLS->patch, patch->CLS and CLS->CLS (BEiT's layout).
     """
@@ -51,29 +52,31 @@ def relative_index(grid: tuple[int, int], cls: bool) -> np.ndarray:
 
 
 class RelativePositionBias(nn.Module):
-    """A learned bias per head and offset; returns float [H, N, N]."""
+    """A learned bias per head and offset."""
 
     grid: tuple[int, int]
     heads: int
     cls: bool
 
     @nn.compact
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> Float[Array, "{self.heads} tokens tokens"]:
         rows, columns = self.grid
         entries = (2 * rows - 1) * (2 * columns - 1) + (3 if self.cls else 0)
         table = self.param("table", uninitialised, (entries, self.heads))
         return table[relative_index(self.grid, self.cls)].transpose(2, 0, 1)
 
 
-def bias_of_tokens(bias: jax.Array, token_index: jax.Array | None, queries: int | None) -> jax.Array:
+def bias_of_tokens(
+    bias: Float[Array, "heads tokens tokens"],
+    token_index: Int[Array, "batch chosen"] | None,
+    queries: int | None,
+) -> Float[Array, "batch heads queries chosen"] | Float[Array, "heads queries tokens"]:
     """A relative bias for tokens that are not all of an image's in raster order.
 
     Args:
-        bias: [H, N, N], for all tokens.
-        token_index: int32 [B, R], as in `TransformerEncoder.apply_blocks`; None = all, in order.
+        bias: for all tokens.
+        token_index: as in `TransformerEncoder.apply_blocks`; None = all, in order.
         queries: the last so many tokens are queries; None = all.
-    Returns:
-        [B, H, queries, R], or [H, queries, N] without `token_index`.
     """
     if token_index is None:
         return bias if queries is None else bias[:, bias.shape[1] - queries :]
@@ -81,8 +84,8 @@ def bias_of_tokens(bias: jax.Array, token_index: jax.Array | None, queries: int 
     return jax.vmap(lambda q, k: bias[:, q[:, None], k[None, :]])(query_index, token_index)
 
 
-def bicubic_weights(old: int, new: int) -> np.ndarray:
-    """Torch's bicubic interpolation along one axis (a = -0.75, half-pixel centres, no antialiasing), float64 [new, old]."""
+def bicubic_weights(old: int, new: int) -> Float64[np.ndarray, "{new} {old}"]:
+    """Torch's bicubic interpolation along one axis (a = -0.75, half-pixel centres, no antialiasing)."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for offset in (-1, 0, 1, 2):
@@ -109,15 +112,16 @@ def _resize_grid(values: jax.Array, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resize_positions(
-    table: jax.Array, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 1
-) -> jax.Array:
+    table: Float[Array | np.ndarray, "1 tokens dim"],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    prefix: int = 1,
+) -> Float[Array, "1 {prefix+new[0]*new[1]} dim"]:
     """A position table for another grid; the prefix (CLS) stays.
 
     Args:
-        table: [1, prefix + rows * columns, D].
         old, new: grids (rows, columns).
-    Returns:
-        [1, prefix + new rows * new columns, D].
     """
     if table.shape[1] != prefix + old[0] * old[1]:
         raise ValueError(
@@ -127,8 +131,10 @@ def resize_positions(
     return jnp.concatenate([table[:, :prefix], resized[None]], axis=1)
 
 
-def resize_relative_table(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """A table of relative position biases [entries, heads] for another grid or window; the entries of CLS stay.
+def resize_relative_table(
+    table: Float[Array | np.ndarray, "entries heads"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Array, "_ heads"]:
+    """A table of relative position biases for another grid or window; the entries of CLS stay.
 
     Offsets are places of a grid of 2 rows - 1 by 2 columns - 1, which is resized as an image is (timm's simple form).
     """

@@ -7,13 +7,14 @@ from the one before: width * 2^i channels at a stride of patch * 2^i pixels.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, Shaped
 
 from mim_jax.models.encoder import AttentionGeometry, EncoderConfig, FeatureMap
 from mim_jax.models.layers import Dense, LayerNorm, Mlp, drop_path
@@ -80,11 +81,13 @@ class SwinConfig(EncoderConfig):
     def module(self) -> "Swin":
         return Swin(self)
 
-    def at_size(self, image_size: tuple[int, int]) -> Self:
+    def at_size(self, image_size: tuple[int, int]) -> "SwinConfig":
         """The same network for other images; its position biases keep the scale of this one's windows."""
         return dataclasses.replace(super().at_size(image_size), pretrained_windows=self.reference_windows)
 
-    def resize_parameter(self, name: str, value: jax.Array, new: "SwinConfig") -> jax.Array:
+    def resize_parameter(
+        self, name: str, value: Shaped[Array | np.ndarray, "..."], new: "SwinConfig"
+    ) -> Shaped[Array | np.ndarray, "..."]:
         """Of version 1's tables of relative position biases; anything else stays."""
         if not name.endswith("relative_position_bias/table"):
             return value
@@ -188,8 +191,10 @@ class SwinBlock(nn.Module):
     index: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """[B, rows * columns, C] to the same shape; drop_keys as in `Swin.apply_blocks`."""
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], drop_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        """drop_keys as in `Swin.apply_blocks`."""
         c, stage = self.config, self.config.stage_of[self.index]
         plan, reference = c.plans[self.index], c.reference_windows[stage]
         attention = WindowAttention(
@@ -213,8 +218,8 @@ class Merging(nn.Module):
     stage: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, rows * columns, C] to [B, halves of both, 2C]; odd sides are padded with zeros."""
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch quarter 2*dim"]:
+        """Odd sides are padded with zeros."""
         c = self.config
         (rows, columns), (half_rows, half_columns) = c.maps[self.stage], c.maps[self.stage + 1]
         x = x.reshape(len(x), rows, columns, x.shape[-1])
@@ -250,22 +255,28 @@ class Swin(nn.Module):
         self.merge = [Merging(c, stage, name=f"merge_{stage}") for stage in range(len(c.depths) - 1)]
         self.norm = LayerNorm(c.norm_eps, c.dtype)
 
-    def embed(self, patches: jax.Array) -> jax.Array:
-        """Projects and norms patch vectors, [B, L, p p 3] to [B, L, C]."""
+    def embed(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch patches {self.config.width}"]:
+        """Projects and norms patch vectors."""
         return self.patch_norm(self.patch_embed(patches))
 
-    def input_tokens(self, patches: jax.Array) -> jax.Array:
+    def input_tokens(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch patches {self.config.width}"]:
         """What `apply_blocks` takes: `embed`, as there are neither CLS nor absolute positions."""
         return self.embed(patches)
 
-    def apply_blocks(self, x: jax.Array, *, drop_keys: jax.Array | None = None) -> list[jax.Array]:
+    def apply_blocks(
+        self, x: Float[Array, "batch tokens dim"], *, drop_keys: Key[Array, " batch"] | None = None
+    ) -> list[Float[Array, "batch _ _"]]:
         """All stages, before the final norm.
 
         Args:
-            x: tokens of the first stage [B, L, C], all of them, raster order.
-            drop_keys: typed keys [B] for drop path; None in evaluation.
+            x: tokens of the first stage, all of them, raster order.
+            drop_keys: for drop path; None in evaluation.
         Returns:
-            the tokens after every block, [B, rows * columns, channels] of its stage, before the next merging.
+            the tokens after every block, before the next merging.
         """
         outputs = []
         for index, block in enumerate(self.blocks):
@@ -276,20 +287,26 @@ class Swin(nn.Module):
             outputs.append(x)
         return outputs
 
-    def final_norm(self, x: jax.Array) -> jax.Array:
-        """Of the last stage's tokens [..., features]."""
+    def final_norm(
+        self, x: Float[Array, "*batch {self.config.features}"]
+    ) -> Float[Array, "*batch {self.config.features}"]:
+        """Of the last stage's tokens."""
         return self.norm(x)
 
-    def pooled(self, x: jax.Array, pool: str) -> jax.Array:
-        """What a classifier's head reads of the last block's tokens [B, n, features]: the mean of the normed ones."""
+    def pooled(self, x: Float[Array, "batch tokens dim"], pool: str) -> Float[Array, "batch dim"]:
+        """What a classifier's head reads of the last block's tokens: the mean of the normed ones."""
         return jnp.mean(self.final_norm(x), axis=1)
 
-    def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def layers(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> tuple[list[Float[Array, "batch _ _"]], Float[Array, "batch tokens dim"]]:
         """The tokens after every block (not normed) and after the final norm."""
         outputs = self.apply_blocks(self.input_tokens(patches))
         return outputs, self.final_norm(outputs[-1])
 
-    def feature_maps(self, patches: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
+    def feature_maps(
+        self, patches: Float[Array, "batch patches patch_dim"], taps: Sequence[int]
+    ) -> list[FeatureMap]:
         """The maps after stages, before merging; as `EncoderConfig.feature_maps`."""
         outputs, c = self.apply_blocks(self.input_tokens(patches)), self.config
         last_blocks = [end - 1 for end in itertools.accumulate(c.depths)]
@@ -301,6 +318,8 @@ class Swin(nn.Module):
             for tap in taps
         ]
 
-    def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """Whole images as patches [B, L, p p 3] to the normed tokens of the last stage [B, cells, features]."""
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"], drop_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch cells {self.config.features}"]:
+        """Whole images as patches to the normed tokens of the last stage."""
         return self.final_norm(self.apply_blocks(self.input_tokens(patches), drop_keys=drop_keys)[-1])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from mim_jax.models.attention import Attention, Mask
 from mim_jax.models.attention_masks import last_queries
@@ -72,7 +73,9 @@ class ViTConfig(EncoderConfig):
         """1 with CLS, 0 without."""
         return int(self.cls)
 
-    def resize_parameter(self, name: str, value: jax.Array, new: "ViTConfig") -> jax.Array:
+    def resize_parameter(
+        self, name: str, value: Shaped[Array | np.ndarray, "..."], new: "ViTConfig"
+    ) -> Shaped[Array | np.ndarray, "..."]:
         """Of `pos_embed` and of the tables of relative position biases; anything else stays."""
         if name == "pos_embed":
             return resize_positions(value, self.grid, new.grid, prefix=self.prefix)
@@ -120,15 +123,15 @@ class Block(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch tokens dim"],
         mask: Mask = None,
-        position_bias: jax.Array | None = None,
-        drop_keys: jax.Array | None = None,
+        position_bias: Float[Array, "... heads queries keys"] | None = None,
+        drop_keys: Key[Array, " batch"] | None = None,
         num_keys: int | None = None,
         num_queries: int | None = None,
-        token_index: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, N, D] to [B, num_queries, D]: the last `num_queries` tokens attend to the first `num_keys`.
+        token_index: Int[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch queries dim"]:
+        """The last `num_queries` tokens attend to the first `num_keys`.
 
         token_index: as in `TransformerEncoder.apply_blocks`.
         """
@@ -143,9 +146,12 @@ class Block(nn.Module):
         return x + self._scaled(self.mlp(self.norm2(x)), 2, drop_keys)
 
     def attention_row(
-        self, x: jax.Array, query: int | None, position_bias: jax.Array | None = None
-    ) -> jax.Array:
-        """What one token of [B, N, D] attends to in this block, [B, H, N]; as `Attention.row`."""
+        self,
+        x: Float[Array, "batch tokens dim"],
+        query: int | None,
+        position_bias: Float[Array, "... heads tokens tokens"] | None = None,
+    ) -> Float[Array, "batch heads tokens"]:
+        """What one token attends to in this block; as `Attention.row`."""
         return self.attn.row(self.norm1(x), query, self._bias(position_bias, None, None, None))
 
     def _scaled(self, branch: jax.Array, number: int, drop_keys: jax.Array | None) -> jax.Array:
@@ -189,8 +195,8 @@ class TransformerEncoder(nn.Module):
         self.blocks = [block(c, index, name=f"block_{index:02d}") for index in range(c.depth)]
         self.norm = LayerNorm(c.norm_eps, c.dtype)
 
-    def positions(self) -> jax.Array:
-        """The position table [1, N, D], zeros where there is none; the CLS row of the fixed tables is 0."""
+    def positions(self) -> Float[Array, "1 {self.config.num_tokens} {self.config.width}"]:
+        """The position table, zeros where there is none; the CLS row of the fixed tables is 0."""
         c = self.config
         if c.positions == "learned":
             return self.pos_embed
@@ -205,23 +211,22 @@ class TransformerEncoder(nn.Module):
 
     def apply_blocks(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch tokens dim"],
         *,
         mask: Mask = None,
-        drop_keys: jax.Array | None = None,
+        drop_keys: Key[Array, " batch"] | None = None,
         num_keys: int | None = None,
         num_outputs: int | None = None,
-        token_index: jax.Array | None = None,
-    ) -> list[jax.Array]:
+        token_index: Int[Array, "batch tokens"] | None = None,
+    ) -> list[Float[Array, "batch _ dim"]]:
         """All blocks, before the final norm.
 
         Args:
-            x: tokens [B, N, D].
-            mask: bool, broadcastable to [B, H, N, num_keys], or blocks of the N queries.
-            drop_keys: typed keys [B] for drop path; None in evaluation.
+            mask: broadcastable to [batch, heads, tokens, num_keys], or blocks of all tokens as queries.
+            drop_keys: for drop path; None in evaluation.
             num_keys: the first so many tokens are keys and values in every block (None = all).
             num_outputs: the last block updates the last so many tokens only (None = all).
-            token_index: int32 [B, N], the place of every token among all of an image's (0 = CLS, if there is one), where they
+            token_index: the place of every token among all of an image's (0 = CLS, if there is one), where they
                 are not all of them in raster order; only a relative position bias asks.
         Returns:
             the tokens after every block; the last entry has `num_outputs` of them.
@@ -246,11 +251,11 @@ class TransformerEncoder(nn.Module):
             outputs.append(x)
         return outputs
 
-    def final_norm(self, x: jax.Array) -> jax.Array:
+    def final_norm(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return self.norm(x)
 
-    def pooled(self, tokens: jax.Array, pool: str) -> jax.Array:
-        """What a classifier's head reads of the last block's tokens [B, N, D]: the norm of the patches' mean, or of CLS; [B, D]."""
+    def pooled(self, tokens: Float[Array, "batch tokens dim"], pool: str) -> Float[Array, "batch dim"]:
+        """What a classifier's head reads of the last block's tokens: the norm of the patches' mean, or of CLS."""
         return self.final_norm(
             jnp.mean(tokens[:, self.config.prefix :], axis=1) if pool == "mean" else tokens[:, 0]
         )
@@ -279,32 +284,44 @@ class ViT(TransformerEncoder):
         if c.cls:
             self.cls_token = self.param("cls_token", uninitialised, (1, 1, c.width))
 
-    def embed(self, patches: jax.Array) -> jax.Array:
-        """Projects patch vectors [B, n, p p 3] to [B, n, D]; no positions yet."""
+    def embed(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch patches {self.config.width}"]:
+        """Projects patch vectors; no positions yet."""
         return self.patch_embed(patches)
 
-    def cls_tokens(self, like: jax.Array) -> jax.Array:
-        """The CLS token for the batch of `like`, [B, 1, D] ([B, 0, D] without CLS); no position yet."""
+    def cls_tokens(
+        self, like: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch {self.config.prefix} dim"]:
+        """The CLS token (if there is one) for the batch of `like`; no position yet."""
         if not self.config.cls:
             return jnp.zeros((like.shape[0], 0, self.config.width), like.dtype)
         return broadcast_parameter(self.cls_token, (like.shape[0], 1, self.config.width), like.dtype)
 
-    def input_tokens(self, patches: jax.Array) -> jax.Array:
-        """All tokens of whole images: CLS and patches with their positions; [B, L, p p 3] to [B, N, D]."""
+    def input_tokens(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch {self.config.prefix}+patches {self.config.width}"]:
+        """All tokens of whole images: CLS and patches with their positions."""
         x = self.embed(patches)
         x = jnp.concatenate([self.cls_tokens(x), x], axis=1)
         return add_parameter(x, self.positions())
 
-    def __call__(self, patches: jax.Array, drop_keys: jax.Array | None = None) -> jax.Array:
-        """Whole images as patches [B, L, p p 3] to the normed tokens [B, N, D]."""
+    def __call__(
+        self, patches: Float[Array, "batch patches patch_dim"], drop_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch {self.config.prefix}+patches {self.config.width}"]:
+        """Whole images as patches to the normed tokens."""
         return self.final_norm(self.apply_blocks(self.input_tokens(patches), drop_keys=drop_keys)[-1])
 
-    def layers(self, patches: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def layers(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> tuple[list[Float[Array, "batch _ _"]], Float[Array, "batch tokens dim"]]:
         """The tokens after every block (not normed) and after the final norm."""
         outputs = self.apply_blocks(self.input_tokens(patches))
         return outputs, self.final_norm(outputs[-1])
 
-    def feature_maps(self, patches: jax.Array, taps: Sequence[int]) -> list[FeatureMap]:
+    def feature_maps(
+        self, patches: Float[Array, "batch patches patch_dim"], taps: Sequence[int]
+    ) -> list[FeatureMap]:
         """The patches after blocks; as `EncoderConfig.feature_maps`."""
         outputs = self.apply_blocks(self.input_tokens(patches))
         c = self.config
@@ -313,10 +330,12 @@ class ViT(TransformerEncoder):
             for tap in taps
         ]
 
-    def attention_row(self, patches: jax.Array) -> jax.Array:
-        """What CLS attends to in the last block, float [B, H, N]; the other queries' weights are never computed.
+    def attention_row(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch {self.config.heads} {self.config.prefix}+patches"]:
+        """What CLS attends to in the last block; the other queries' weights are never computed.
 
-        Without CLS: what the mean of all queries attends to, [B, H, L] (ours; the papers have a CLS).
+        Without CLS: what the mean of all queries attends to (ours; the papers have a CLS).
         """
         x = self._norm_inputs(self.input_tokens(patches))
         for block in self.blocks[:-1]:

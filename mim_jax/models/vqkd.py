@@ -3,8 +3,8 @@
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 from mim_jax.models.layers import Dense, uninitialised
 from mim_jax.models.vit import ViT, ViTConfig
@@ -32,7 +32,7 @@ class VqkdConfig:
         return self.encoder.grid
 
 
-def map_pixels(images: jax.Array) -> jax.Array:
+def map_pixels(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
     """[0, 1] to [-1, 1], what the encoder was trained on."""
     return 2.0 * images - 1.0
 
@@ -48,18 +48,20 @@ class Vqkd(nn.Module):
         self.head_in, self.head_out = Dense(c.encoder.width), Dense(c.code_width)
         self.codebook = self.param("codebook", uninitialised, (c.vocabulary, c.code_width))
 
-    def codes(self, patches: jax.Array) -> jax.Array:
-        """Patches [B, L, p p 3] of images as `map_pixels` gives them to unit vectors [B, L, code_width]."""
+    def codes(
+        self, patches: Float[Array, "batch patches patch_dim"]
+    ) -> Float[Array, "batch patches {self.config.code_width}"]:
+        """Patches of images as `map_pixels` gives them to unit vectors."""
         tokens = self.encoder(patches)[:, self.config.encoder.prefix :]
         # The head is in float32 whatever the encoder computes in, as in the official code.
         tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
         codes = self.head_out(jnp.tanh(self.head_in(tokens)))
         return codes / jnp.maximum(jnp.linalg.norm(codes, axis=-1, keepdims=True), NORM_FLOOR)
 
-    def ids(self, patches: jax.Array) -> jax.Array:
-        """The nearest code of every patch, int32 [B, L], row-major; patches as above."""
+    def ids(self, patches: Float[Array, "batch patches patch_dim"]) -> Int32[Array, "batch patches"]:
+        """The nearest code of every patch, row-major; patches as above."""
         return nearest_centroid(self.codes(patches), self.codebook)
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(self, patches: Float[Array, "batch patches patch_dim"]) -> Int32[Array, "batch patches"]:
         """The same as `ids`: visits every parameter."""
         return self.ids(patches)

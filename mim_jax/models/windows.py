@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float64, Int64, Shaped
 
 from mim_jax.models.attention import OutputProjection, QKVProjection, query_key_products
 from mim_jax.models.encoder import AttentionGeometry
@@ -23,7 +23,7 @@ from mim_jax.models.positions import RelativePositionBias, relative_index
 
 PADDING = -1
 """Label of the tokens that only fill up the last windows."""
-Array = TypeVar("Array", jax.Array, np.ndarray)
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 CPB_HIDDEN = 512
 MAX_LOGIT_SCALE = math.log(100.0)
 SHIFT_MASK = -100.0
@@ -70,24 +70,32 @@ def plan_windows(grid: tuple[int, int], window: int, shifted: bool) -> WindowPla
     return WindowPlan(grid, sides, (shift[0], shift[1]))
 
 
-def window_partition(x: Array, window: tuple[int, int]) -> Array:
-    """[B, rows, columns, C], multiples of the window, to [B, windows, tokens, C]; both in raster order."""
+def window_partition(
+    x: Shaped[AnyArray, "batch rows columns channels"], window: tuple[int, int]
+) -> Shaped[AnyArray, "batch windows {window[0]*window[1]} channels"]:
+    """A map whose sides are multiples of the window's, cut into windows; tokens and windows in raster order."""
     batch, rows, columns, channels = x.shape
     high, wide = window
     x = x.reshape(batch, rows // high, high, columns // wide, wide, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, -1, high * wide, channels)
 
 
-def window_reverse(windows: jax.Array, window: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
-    """The inverse of `window_partition`: [B, windows, tokens, C] to [B, rows, columns, C], grid = (rows, columns)."""
+def window_reverse(
+    windows: Shaped[Array, "batch windows {window[0]*window[1]} channels"],
+    window: tuple[int, int],
+    grid: tuple[int, int],
+) -> Shaped[Array, "batch {grid[0]} {grid[1]} channels"]:
+    """The inverse of `window_partition`."""
     batch, _, _, channels = windows.shape
     high, wide = window
     x = windows.reshape(batch, grid[0] // high, grid[1] // wide, high, wide, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *grid, channels)
 
 
-def to_windows(x: jax.Array, plan: WindowPlan) -> jax.Array:
-    """The map's tokens [B, rows * columns, C] to those of its windows [B, windows, tokens, C].
+def to_windows(
+    x: Shaped[Array, "batch tokens dim"], plan: WindowPlan
+) -> Shaped[Array, "batch {plan.count} {plan.tokens} dim"]:
+    """The map's tokens to those of its windows.
 
     Padded first, rolled second (the dense-task code's order, and transformers'; timm rolls first).
     """
@@ -100,7 +108,9 @@ def to_windows(x: jax.Array, plan: WindowPlan) -> jax.Array:
     return window_partition(x, plan.window)
 
 
-def from_windows(windows: jax.Array, plan: WindowPlan) -> jax.Array:
+def from_windows(
+    windows: Shaped[Array, "batch {plan.count} {plan.tokens} dim"], plan: WindowPlan
+) -> Shaped[Array, "batch tokens dim"]:
     """The inverse of `to_windows`; what stands at padding is dropped."""
     x = window_reverse(windows, plan.window, plan.padded)
     if any(plan.shift):
@@ -110,8 +120,8 @@ def from_windows(windows: jax.Array, plan: WindowPlan) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def shift_regions(plan: WindowPlan) -> npt.NDArray[np.int64] | None:
-    """Labels [windows, tokens] of the parts of shifted windows; None without a shift.
+def shift_regions(plan: WindowPlan) -> Int64[np.ndarray, "{plan.count} {plan.tokens}"] | None:
+    """Labels of the parts of shifted windows; None without a shift.
 
     Along an axis of the rolled, padded map: [0, -window), [-window, -shift), [-shift, end). Tokens of different labels
     must not attend to each other. Padding has no label of its own here: in the network it is a key like any other
@@ -130,21 +140,21 @@ def shift_regions(plan: WindowPlan) -> npt.NDArray[np.int64] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def token_places(plan: WindowPlan) -> npt.NDArray[np.int64]:
-    """The raster index in the map of every token of every window, [windows, tokens]; `PADDING` where there is none."""
+def token_places(plan: WindowPlan) -> Int64[np.ndarray, "{plan.count} {plan.tokens}"]:
+    """The raster index in the map of every token of every window; `PADDING` where there is none."""
     places = np.full(plan.padded, PADDING)
     places[: plan.grid[0], : plan.grid[1]] = np.arange(plan.grid[0] * plan.grid[1]).reshape(plan.grid)
     places = np.roll(places, (-plan.shift[0], -plan.shift[1]), axis=(0, 1))
     return window_partition(places[None, ..., None], plan.window)[0, ..., 0]
 
 
-def window_coordinates(window: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """(row, column) of the tokens of a window, [tokens, 2]."""
+def window_coordinates(window: tuple[int, int]) -> Int64[np.ndarray, "{window[0]*window[1]} 2"]:
+    """(row, column) of the tokens of a window."""
     return np.moveaxis(np.indices(window), 0, -1).reshape(-1, 2)
 
 
-def log_offsets(window: tuple[int, int], reference: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """The inputs of the log-spaced position bias, float64 [(2 rows - 1)(2 columns - 1), 2]: g of every offset.
+def log_offsets(window: tuple[int, int], reference: tuple[int, int]) -> Float64[np.ndarray, "offsets 2"]:
+    """The inputs of the log-spaced position bias: g of every offset, (2 rows - 1)(2 columns - 1) of them.
 
     u = 8 delta / (reference - 1); g = sign(u) log2(|u| + 1) / log2(8), delta = -(side - 1) .. side - 1, raster order: the
     rows that `positions.relative_index` names. reference: the window of pre-training; one of 1 is divided by 1.
@@ -201,8 +211,8 @@ class WindowAttention(nn.Module):
         # The bias stays in float32: its logits go up to 16.
         self.cpb_fc1, self.cpb_fc2 = Dense(CPB_HIDDEN), Dense(self.heads, use_bias=False)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The map's tokens [B, rows * columns, C] to the same shape."""
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        """Of all tokens of the map."""
         windows = to_windows(x, self.plan)
         batch, count, tokens, _ = windows.shape
         q, k, v = self.qkv(windows.reshape(batch * count, tokens, -1), tokens, tokens)
@@ -232,8 +242,8 @@ class WindowAttention(nn.Module):
         mask = jnp.where(labels[:, :, None] == labels[:, None, :], 0.0, SHIFT_MASK).astype(wide)
         return (logits.reshape(-1, *mask.shape[:1], *logits.shape[1:]) + mask[:, None]).reshape(logits.shape)
 
-    def position_bias(self, wide: DTypeLike) -> jax.Array:
-        """16 sigmoid(MLP(log-spaced offset)), [heads, tokens, tokens]."""
+    def position_bias(self, wide: DTypeLike) -> Float[Array, "{self.heads} tokens tokens"]:
+        """16 sigmoid(MLP(log-spaced offset))."""
         offsets = jnp.asarray(log_offsets(self.plan.window, self.reference_window), wide)
         table = 16.0 * jax.nn.sigmoid(self.cpb_fc2(jax.nn.relu(self.cpb_fc1(offsets))))
         return table[relative_index(self.plan.window, False)].transpose(2, 0, 1)
