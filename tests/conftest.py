@@ -17,15 +17,35 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 FIXTURES = ROOT / "tests" / "fixtures"
+
+# Modules imported from here on have their annotations checked at every call, shapes and dtypes of arrays included. Not
+# models/encoder.py: beartype does not know a method's `Self`.
+MODELS = {path.stem for path in (ROOT / "mim_jax" / "models").glob("*.py")} - {"encoder"}
+CHECKED = ("corruptions", "targets", *(f"models.{name}" for name in sorted(MODELS)), "methods.terms")
+install_import_hook([f"mim_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Where a function is given on purpose what its annotations forbid, as it must refuse that by itself."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
+
 
 from tests.expected_skips import pytest_configure  # noqa: E402, F401 - a hook: it refuses unexpected skips
 

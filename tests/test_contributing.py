@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import batch, keys
@@ -55,7 +56,7 @@ def test_the_method(example, monkeypatch: pytest.MonkeyPatch) -> None:
     images = batch(4, size=8)
     params = method.init_params(jax.random.key(0))
     view = method.corrupt(keys(4), images, Variables())
-    colours = patchify(images["image"] / 255.0, 2).reshape(4, 16, 4, 3).mean(axis=2)
+    colours = patchify(jnp.asarray(images["image"] / 255.0), 2).reshape(4, 16, 4, 3).mean(axis=2)
     expected = np.take_along_axis(np.asarray(colours), np.asarray(view["hidden"])[..., None], axis=1)
     np.testing.assert_allclose(view["colours"], expected, atol=1e-6)
     outputs = method.forward(Variables(params), view, keys(4), False)

@@ -94,7 +94,7 @@ def test_order_is_that_of_torch_for_the_same_exponential_noise() -> None:
     """The exponential race: w / E descending is log w - log E descending."""
     draw = np.random.default_rng(0)
     weights, noise = draw.random((4, 196)), draw.exponential(size=(4, 196))
-    ours = jnp.argsort(-ops.scores_from_noise(-np.log(noise), jnp.asarray(weights)), axis=-1)
+    ours = jnp.argsort(-ops.scores_from_noise(jnp.asarray(-np.log(noise)), jnp.asarray(weights)), axis=-1)
     np.testing.assert_array_equal(ours, np.argsort(-weights / noise, axis=-1))
 
 

@@ -225,7 +225,7 @@ def test_zoom_out_neutral_full_mirror_and_errors() -> None:
     np.testing.assert_array_equal(zoom_out(image, jnp.asarray([6, 0]), (12, 12)), full)
     for wrong in [(13, 12), (12, 13), (5, 6)]:
         with pytest.raises(ValueError, match="canvas"):
-            m.zoom_out(image, jnp.zeros(2, jnp.int32), wrong)
+            m.zoom_out(jnp.asarray(image), jnp.zeros(2, jnp.int32), wrong)
 
 
 def test_zoom_out_gradient_counts_how_often_a_pixel_appears() -> None:
@@ -321,7 +321,7 @@ def test_fish_eye_neutral_fixed_point_and_bounds() -> None:
     centre = jnp.asarray([0.5, -0.25])  # on the pixel (6, 12) of 17 x 17
     np.testing.assert_array_equal(m.distortion_grid(centre, jnp.asarray(0.2), (17, 17))[6, 12], centre)
     corner = m.distort(
-        images[0], jnp.asarray([1.0, 1.0]), jnp.asarray(0.25)
+        jnp.asarray(images[0]), jnp.asarray([1.0, 1.0]), jnp.asarray(0.25)
     )  # high index clipped at the edge
     np.testing.assert_allclose(corner[-1, -1], images[0, -1, -1], atol=1e-6)
 

@@ -40,7 +40,7 @@ def box_pixels(box: m.Box, height: int = HEIGHT, width: int = WIDTH) -> np.ndarr
 
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 def test_one_hot(smoothing: float) -> None:
-    rows = jax.jit(m.one_hot, static_argnums=1)(jnp.asarray([2, -1, 0]), CLASSES, smoothing)
+    rows = jax.jit(m.one_hot, static_argnums=(1, 2))(jnp.asarray([2, -1, 0]), CLASSES, smoothing)
     off = smoothing / CLASSES
     expected = np.full((3, CLASSES), off)
     expected[0, 2] = expected[2, 0] = 1 - smoothing + off

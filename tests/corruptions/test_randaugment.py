@@ -45,7 +45,7 @@ def levels(image: jax.Array) -> np.ndarray:
 
 
 def ours(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.ndarray:
-    return levels(apply_op(values(picture), r.OPS.index(name), magnitude, sign, FILL))
+    return levels(apply_op(values(picture), r.OPS.index(name), magnitude, sign, jnp.asarray(FILL)))
 
 
 def pillow(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.ndarray:
@@ -186,11 +186,12 @@ def test_ops_come_one_after_the_other_where_applied() -> None:
         jnp.asarray([True, False, True]),
     )
     augment = jax.jit(r.augment_with)
-    expected = apply_op(apply_op(image, first, 9.0, -1.0, FILL), last, 9.0, 1.0, FILL)
-    np.testing.assert_array_equal(augment(image, draws, FILL), expected)
+    fill = jnp.asarray(FILL)
+    expected = apply_op(apply_op(image, first, 9.0, -1.0, fill), last, 9.0, 1.0, fill)
+    np.testing.assert_array_equal(augment(image, draws, fill), expected)
 
     between = np.random.default_rng(4).random(image.shape, np.float32)
-    unchanged = augment(between, (*draws[:3], jnp.zeros(3, bool)), FILL)
+    unchanged = augment(between, (*draws[:3], jnp.zeros(3, bool)), fill)
     assert unchanged.dtype == jnp.float32
     np.testing.assert_array_equal(
         levels(unchanged), np.round(between * 255)

@@ -32,7 +32,7 @@ def ours(state: dict[str, np.ndarray]) -> tuple[EncoderSpec, np.ndarray, np.ndar
     config = spec.config(HEADS)
     patches = patchify(jnp.asarray(IMAGES), 8)
     shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), patches)["params"]
-    params = fit(shapes, tree, "the test")
+    params = jax.tree.map(jnp.asarray, fit(shapes, tree, "the test"))
     layers, normed = jax.jit(lambda x: ViT(config).apply({"params": params}, x, method="layers"))(patches)
     return spec, layers[-1], normed
 

@@ -232,7 +232,7 @@ def test_cached_features_are_those_of_the_images(layer: int) -> None:
     method = probe(method__layer=layer)
     assert method.cached and method.view(train=True).keys == {}
     assert [refresh.name for refresh in method.refreshes] == ["features", "label"]
-    params, data = method.init_params(jax.random.key(0)), batch(16)
+    params, data = method.init_params(jax.random.key(0)), jax.tree.map(jnp.asarray, batch(16))
     rows = method.refreshes[0].compute(params, data)
     expected = method.encode(params, jnp.asarray(data["image"])).pooled(layer)
     np.testing.assert_allclose(rows, expected, atol=1e-5)
@@ -304,10 +304,9 @@ def test_the_probes_normalisation_is_torchs_with_the_published_epsilon() -> None
     method = probe()
     features = (1e-3 * np.random.default_rng(0).normal(size=(16, method.width))).astype(np.float32)
     params = jax.jit(method.init_params)(jax.random.key(0))
-    kernel = np.eye(method.width, 4, dtype=np.float32)
-    params = {**params, "head": {"kernel": kernel, "bias": np.zeros(4, np.float32)}}
+    params = {**params, "head": {"kernel": jnp.eye(method.width, 4), "bias": jnp.zeros(4)}}
     mean, variance = features.mean(axis=0), features.var(axis=0)
-    ours = method.apply(params, features, mean, variance, method="classify")
+    ours = method.apply(params, *map(jnp.asarray, (features, mean, variance)), method="classify")
     norm = torch.nn.BatchNorm1d(method.width, affine=False, eps=1e-6)
     np.testing.assert_allclose(ours, norm(torch.tensor(features)).numpy()[:, :4], rtol=1e-4)
 

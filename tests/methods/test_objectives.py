@@ -176,7 +176,11 @@ def test_loss_at_initialisation(variant: str, loss: float) -> None:
     method = imagenet(variant)
     params = method.init_params(jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
-    data = {**batch(2), "image": image, "tokens": np.random.default_rng(1).integers(0, 8192, (2, 196))}
+    data = {
+        **batch(2),
+        "image": image,
+        "tokens": jnp.asarray(np.random.default_rng(1).integers(0, 8192, (2, 196))),
+    }
     view = method.corrupt(keys(2), data, Variables())
     total, number = method.loss(method.forward(Variables(params), view, keys(2), False), view)["loss"]
     assert float(total.sum() / number.sum()) == pytest.approx(loss, abs=0.08)

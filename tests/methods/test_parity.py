@@ -260,7 +260,7 @@ def test_simmim_on_swin(precision: str) -> None:
 
 def permuted(case: Case, *, derive: bool = False, **options: Any) -> Run:
     rank = np.argsort(case.f["permutation"] - 1, axis=1)
-    draws = {"noise": rank[:, 1:]}
+    draws = {"noise": rank[:, 1:].astype(np.float32)}
     if options.get("objective") == "mim":
         draws = {"mask": case.f["predicted"][:, 1:]}
     method = production("mapet", {**MAPET, **{f"method.{k}": v for k, v in options.items()}}, **draws)

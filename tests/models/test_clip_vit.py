@@ -42,7 +42,7 @@ def test_last_hidden_state_equals_transformers() -> None:
         out = theirs(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2)))
     tree, facts = encoder_from(state_of(theirs))
     assert facts.config(heads=4) == CLIP and CLIP.features == 32
-    params = fit(shapes_of(CLIP), tree, "CLIP")
+    params = jax.tree.map(jnp.asarray, fit(shapes_of(CLIP), tree, "CLIP"))
     patches = patchify(jnp.asarray(images), 8)
     layers, normed = jax.jit(lambda x: ViT(CLIP).apply({"params": params}, x, method="layers"))(patches)
     # Its last hidden state is not normed yet; the pooled CLS is.
@@ -53,9 +53,9 @@ def test_last_hidden_state_equals_transformers() -> None:
 @pytest.mark.slow
 def test_attention_row_goes_through_the_norm_too() -> None:
     random = np.random.default_rng(0)
-    patches = random.standard_normal((2, CLIP.num_patches, 192), np.float32)
+    patches = jnp.asarray(random.standard_normal((2, CLIP.num_patches, 192), np.float32))
     params = jax.tree.map(
-        lambda shape: 0.3 * random.standard_normal(shape.shape, np.float32), shapes_of(CLIP)
+        lambda shape: jnp.asarray(0.3 * random.standard_normal(shape.shape, np.float32)), shapes_of(CLIP)
     )
 
     @jax.jit

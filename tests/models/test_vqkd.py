@@ -104,7 +104,7 @@ def test_ids_equal_the_official_forward(kind: str) -> None:
         if kind == "noise"
         else photographs(SMALL.image_size)
     )
-    params = fit(shapes_of(SMALL), vqkd_from(official.state()), "the tokenizer")
+    params = jax.tree.map(jnp.asarray, fit(shapes_of(SMALL), vqkd_from(official.state()), "the tokenizer"))
     patches = patchify(map_pixels(jnp.asarray(images)), SMALL.encoder.patch)
 
     def both(patches: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,7 @@ from mim_jax.targets.pixels import (
     to_unit,
     unpatchify,
 )
+from tests.conftest import unchecked
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_flat_patches_are_zero_with_finite_gradients(how: str) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="channel, joint, none"):
+    with unchecked(), pytest.raises(ValueError, match="channel, joint, none"):
         normalise_patches(jnp.zeros((1, 4, 48)), "patch")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one pixel"):
         normalise_patches(jnp.zeros((1, 4, 3)), "channel")

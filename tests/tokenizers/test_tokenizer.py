@@ -1,6 +1,7 @@
 """Tokenizers from files: what the official names give, what a k-means file holds, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,7 +79,7 @@ def test_vqkd_by_its_official_names(tmp_path) -> None:
     write_weights(tmp_path / "vqkd.safetensors", state)
     tokenizer = open_tokenizer("vqkd", tmp_path / "vqkd.safetensors")
     assert (tokenizer.vocabulary, tokenizer.image_size, tokenizer.grid) == (40, (16, 16), (4, 4))
-    images = np.random.default_rng(1).random((3, 16, 16, 3), np.float32)
+    images = jnp.asarray(np.random.default_rng(1).random((3, 16, 16, 3), np.float32))
     vit = ViTConfig((16, 16), 4, 64, 1, 1, qkv_bias="qv")
     module, params = Vqkd(VqkdConfig(vit, 8, 40)), split_heads(vqkd_from(state), head_dim=64)
     expected = jax.jit(lambda p: module.apply({"params": p}, patchify(2 * images - 1, 4), method="ids"))(
@@ -95,7 +96,7 @@ def test_dalle_by_its_official_names(tmp_path) -> None:
     tokenizer = open_tokenizer("dalle", tmp_path / "dalle.safetensors")
     facts = (tokenizer.vocabulary, tokenizer.image_size, tokenizer.grid, tokenizer.resample)
     assert facts == (32, (112, 112), (14, 14), "lanczos")
-    images = np.random.default_rng(1).random((1, 112, 112, 3), np.float32)
+    images = jnp.asarray(np.random.default_rng(1).random((1, 112, 112, 3), np.float32))
     module, params = DalleEncoder(DalleConfig(hidden=16, vocabulary=32)), dalle_from(state)
     expected = jax.jit(lambda p: module.apply({"params": p}, 0.8 * images + 0.1, method="ids"))(params)
     np.testing.assert_array_equal(jax.jit(tokenizer.ids)(tokenizer.params, images), expected)
@@ -118,7 +119,7 @@ def test_a_kmeans_file_holds_its_teacher(tmp_path) -> None:
     save_kmeans(tmp_path / "kclip.safetensors", teacher, params, centroids)
     tokenizer = open_tokenizer("kclip", tmp_path / "kclip.safetensors")
     ids = np.asarray(jax.jit(tokenizer.ids)(tokenizer.params, images))
-    np.testing.assert_array_equal(ids, nearest_centroid(features, centroids))
+    np.testing.assert_array_equal(ids, nearest_centroid(features, jnp.asarray(centroids)))
     np.testing.assert_array_equal(ids.ravel()[::3], np.arange(len(centroids)))  # a centroid is its own code
     assert make_teacher(tokenizer.teacher.config).config == teacher.config
     check_tokenizer_fits(tokenizer, "file", len(centroids), (4, 4))
