@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "draws every corruption of one image: main --config=gallery",
     ),
     "benchmark": ("mim_jax.tasks.benchmark", (), "times the steps of several runs side by side"),
+    "plan": ("mim_jax.plan.__main__", (), "compiles a run's step for devices that are not here: does it fit"),
     "convert_torch": ("mim_jax.tasks.convert_torch", (), "converts a PyTorch file of weights to safetensors"),
 }
 """Verb -> (module with its `run`, arguments before the user's, what it does)."""

@@ -142,3 +142,23 @@ def test_the_command_for_eight_cpu_devices(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence() -> None:
     done = plan("--config=configs/mae.py:imagenet", "--topology=v5e:4")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "v5e:4 is not known" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_tpu_slice_that_is_not_here(tmp_path: Path) -> None:
+    """Two blocks for v5e:2x2 with fsdp=4: it lowers and compiles; float32 sums; parameters go to the examples, once a pass."""
+    pytest.importorskip("libtpu")
+    done = plan(
+        "--config=configs/mae.py:imagenet", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--config.model.variant=ti",
+        "--config.model.depth=2", "--config.method.decoder_depth=1", "--config.model.image_size=64", "--config.data.batch_size=32",
+        f"--json={tmp_path}/plan.json", "--loader_rate=100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads((tmp_path / "plan.json").read_text())
+    assert told["fits"] and told["estimated_seconds"] > 0 and 0 < told["estimated_mfu"] < 1
+    assert abs(told["xla_flops"] / told["model_flops"] - 1) < 0.03
+    assert {"decoder", "encoder attention", "encoder MLP", "optimiser", "corruption"} <= told["parts"].keys()
+    summed = {c["dtype"] for c in told["collectives"] if c["kind"] in ("all-reduce", "reduce-scatter")}
+    assert "bf16" not in summed and "f32" in summed
+    often = {g["parameter"] for g in told["gathers"] if max(g["forward"], g["backward"]) > 1}
+    assert all("decoder/block_00/attn/qkv" in name or name.startswith(" (") for name in often), often

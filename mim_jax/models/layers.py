@@ -12,6 +12,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -195,3 +196,16 @@ def drop_path(
         return branch
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - rate))(keys)
     return jnp.where(keep[:, None, None], branch / (1.0 - rate), 0.0).astype(branch.dtype)
+
+
+def split_over_examples(x: jax.Array) -> jax.Array:
+    """Activations [batch, ...] on a mesh: each device keeps its own examples. Without a mesh nothing happens.
+
+    Left alone, XLA may split small batches over channels instead, where parameters are split: it then moves activations, and sums
+    partial products of them in bfloat16. With this, parameters go to where the examples are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names:
+        return x
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"), *others))

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Shaped
 
 from mim_jax.models.encoder import AttentionGeometry, EncoderConfig, FeatureMap
-from mim_jax.models.layers import Dense, LayerNorm, Mlp, drop_path
+from mim_jax.models.layers import Dense, LayerNorm, Mlp, drop_path, split_over_examples
 from mim_jax.models.positions import resize_relative_table
 from mim_jax.models.windows import WindowAttention, WindowPlan, attention_geometry, plan_windows
 
@@ -195,6 +195,7 @@ class SwinBlock(nn.Module):
         self, x: Float[Array, "batch tokens dim"], drop_keys: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch tokens dim"]:
         """drop_keys as in `Swin.apply_blocks`."""
+        x = split_over_examples(x)
         c, stage = self.config, self.config.stage_of[self.index]
         plan, reference = c.plans[self.index], c.reference_windows[stage]
         attention = WindowAttention(

@@ -21,6 +21,7 @@ from mim_jax.models.layers import (
     add_parameter,
     broadcast_parameter,
     drop_path,
+    split_over_examples,
     uninitialised,
 )
 from mim_jax.models.positions import (
@@ -135,6 +136,7 @@ class Block(nn.Module):
 
         token_index: as in `TransformerEncoder.apply_blocks`.
         """
+        x = split_over_examples(x)
         branch = self.attn(
             self.norm1(x),
             num_keys=num_keys,

@@ -12,6 +12,7 @@ from mim_jax.config.schema import Config
 from mim_jax.keys import Purpose, example_keys
 from mim_jax.methods.method import BATCH_STATS, Batch, Method, Variables
 from mim_jax.methods.terms import Sums, means, sum_terms
+from mim_jax.models.layers import split_over_examples
 from mim_jax.models.vit import Params
 from mim_jax.training.faults import GRADIENTS, VALUES, finite_leaves
 from mim_jax.training.optimiser import learning_rate
@@ -28,12 +29,22 @@ def term_sums(method: Method, variables: Variables, batch: Batch, seed: int) -> 
     forward_keys = example_keys(seed, Purpose.FORWARD, batch["epoch"], batch["index"])
     # The scopes' names are those of profiles, and of mim_jax.plan.
     with jax.named_scope("corrupt"):
-        view = method.corrupt(corrupt_keys, batch, variables, True)
+        view = _split(method.corrupt(corrupt_keys, batch, variables, True), batch)
     with jax.named_scope("forward"):
-        outputs = method.forward(variables, view, forward_keys, True)
+        outputs = _split(method.forward(variables, view, forward_keys, True), batch)
     batch_stats = outputs.get(BATCH_STATS, variables.batch_stats)
     with jax.named_scope("loss"):
         return sum_terms(method.loss(outputs, view), batch["valid"]), batch_stats
+
+
+def _split(tree: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    """What has a row for every example of the batch lies where its examples do."""
+
+    def split(x: jax.Array) -> jax.Array:
+        has_rows = x.shape[:1] == batch["valid"].shape and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return split_over_examples(x) if has_rows else x
+
+    return jax.tree.map(split, tree)
 
 
 def gradients(
@@ -100,9 +111,10 @@ def make_train_step(
     shardings, decay = state_shardings(shapes, mesh), config.optim.ema
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, batch_stats = gradients(
-            method, state.variables, batch, parts=config.optim.accumulation, seed=config.seed
-        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models.layers.split_over_examples
+            grads, metrics, batch_stats = gradients(
+                method, state.variables, batch, parts=config.optim.accumulation, seed=config.seed
+            )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

@@ -27,8 +27,6 @@ STEPS = 400
 SPAN = 25.0
 """Seconds from the start, within which a process is killed: importing, meeting, compiling, training and saving."""
 SENTENCE = re.compile(r"mim_jax: process [01] .+")
-    r"mim_jax: process [01] \(.*\) (is gone; the same command resumes from the newest checkpoint|.*)"
-)
 
 
 def main(kills: int = 50, seed: int = 0) -> int:
