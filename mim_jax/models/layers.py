@@ -198,8 +198,8 @@ def drop_path(
     return jnp.where(keep[:, None, None], branch / (1.0 - rate), 0.0).astype(branch.dtype)
 
 
-def split_over_examples(x: jax.Array) -> jax.Array:
-    """Activations [batch, ...] on a mesh: each device keeps its own examples. Without a mesh nothing happens.
+def split_over_examples(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+    """Activations on a mesh: each device keeps its own examples. Without a mesh nothing happens.
 
     Left alone, XLA may split small batches over channels instead, where parameters are split: it then moves activations, and sums
     partial products of them in bfloat16. With this, parameters go to where the examples are.

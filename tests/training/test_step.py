@@ -107,6 +107,7 @@ def test_accumulation_is_exact_for_uneven_counts(parts: int) -> None:
     method, params = Uneven(), {"w": jax.random.normal(jax.random.key(0), (3, 5))}
     data = batch(16)
     data["valid"][13:] = False
+    data = jax.tree.map(jnp.asarray, data)
     whole, metrics, _ = gradients(method, Variables(params), data, parts=1, seed=0)
     divided, same, _ = gradients(method, Variables(params), data, parts=parts, seed=0)
     np.testing.assert_allclose(divided["w"], whole["w"], rtol=1e-6)
