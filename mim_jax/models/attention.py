@@ -1,5 +1,7 @@
 """Multi-head attention over tokens of which the first ones are keys and the last ones queries."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,14 +101,39 @@ def attend(
         implementation: "xla", "cudnn" (GPU, 16-bit), or "auto" (xla; see docs/decisions.md).
     """
     if implementation == "cudnn":
-        swap = lambda t: t.transpose(0, 2, 1, 3)  # noqa: E731
-        return swap(
-            jax.nn.dot_product_attention(
-                swap(q), swap(k), swap(v), mask=mask, bias=bias, implementation="cudnn"
-            )
-        )
+        return _fused_attention(q, k, v, mask, bias, "cudnn")
     weights = attention_weights(q, k, bias, mask).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+def _fused_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    implementation: Literal["cudnn", "xla"],
+) -> jax.Array:
+    """`attend` by jax.nn. cuDNN trains even lengths only: odd ones get one more query, and a key that nobody sees."""
+    batch, _, queries, _ = q.shape
+    keys = k.shape[2]
+    lengths = {}
+    if queries % 2 or keys % 2:
+        q, k, v = (jnp.pad(t, ((0, 0), (0, 0), (0, t.shape[2] % 2), (0, 0))) for t in (q, k, v))
+        lengths = dict(
+            query_seq_lengths=jnp.full(batch, queries), key_value_seq_lengths=jnp.full(batch, keys)
+        )
+        mask, bias = (
+            None
+            if t is None
+            else jnp.pad(t, [(0, 0)] * (t.ndim - 2) + [(0, size % 2 * (size > 1)) for size in t.shape[-2:]])
+            for t in (mask, bias)
+        )
+    q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))
+    attended = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, bias=bias, implementation=implementation, **lengths
+    )
+    return attended.transpose(0, 2, 1, 3)[:, :, :queries]
 
 
 def attention_weights(

@@ -15,6 +15,15 @@ OPTIONS = {
     "compare": ["--config", "--workdir", "--jobs", "--config.KEY=VALUE"],
     "tokenize": ["--config", "--batch_size", "--config.KEY=VALUE"],
     "gallery": ["--config", "--workdir", "--overwrite"],
+    "plan": [
+        "--config",
+        "--topology",
+        "--json",
+        "--largest_batch",
+        "--num_examples",
+        "--loader_rate",
+        "--config.KEY=VALUE",
+    ],
     "benchmark": ["--run", "--batch_size", "--rounds"],
     "convert_torch": ["IN", "OUT.safetensors", "--key"],
 }

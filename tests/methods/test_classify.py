@@ -159,7 +159,7 @@ def test_layer_decay_scales_updates_and_frozen_parameters_have_no_state() -> Non
 def test_a_probe_moves_its_head_only_and_keeps_running_statistics() -> None:
     method = probe(augment__crop="random_resized")
     assert not method.cached and method.refreshes == ()
-    params, data = method.init_params(jax.random.key(0)), batch(16)
+    params, data = method.init_params(jax.random.key(0)), jax.tree.map(jnp.asarray, batch(16))
     variables = method.prepare(None, 0)
     view = method.corrupt(keys(), data, variables)
 
