@@ -20,11 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import test_processes
 from tests.test_processes import OPTIONS, arrays, history
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol")
 NODES = 2
+STEPS = 200  # so many that the signal arrives before the end
+OPTIONS |= {"schedule.steps": STEPS, "eval.every_steps": STEPS}
+test_processes.LAST_STEP = STEPS
 CONF = """ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
@@ -153,7 +157,7 @@ def main() -> int:
         )
         print((work / "whole.log").read_text())
         second = submit(work / "parts", work / "parts.log")
-        wait_for(work / "parts.log", "step 12/24")
+        wait_for(work / "parts.log", f"step  50/{STEPS}")
         subprocess.run(["scancel", "--signal=TERM", second], check=True)
         wait_for(work / "parts.log", "mim_jax: asked to stop, and saved")
         time.sleep(2)

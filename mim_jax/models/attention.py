@@ -1,6 +1,6 @@
 """Multi-head attention over tokens of which the first ones are keys and the last ones queries."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -117,7 +117,7 @@ def _fused_attention(
     """`attend` by jax.nn. cuDNN trains even lengths only: odd ones get one more query, and a key that nobody sees."""
     batch, _, queries, _ = q.shape
     keys = k.shape[2]
-    lengths = {}
+    lengths: dict[str, Any] = {}
     if queries % 2 or keys % 2:
         q, k, v = (jnp.pad(t, ((0, 0), (0, 0), (0, t.shape[2] % 2), (0, 0))) for t in (q, k, v))
         lengths = dict(
