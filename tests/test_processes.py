@@ -25,13 +25,13 @@ from mim_jax.training.cluster import Cluster, Peers, find_cluster
 from tests.meshes import mesh_of
 
 OPTIONS = {
-    "model.variant": "mu", "schedule.steps": 24, "schedule.warmup_epochs": 0.0, "schedule.warmup_steps": 2, "data.batch_size": 16,
+    "model.variant": "mu", "schedule.steps": 200, "schedule.warmup_epochs": 0.0, "schedule.warmup_steps": 2, "data.batch_size": 16,
     "method.decoder_width": 16, "method.decoder_depth": 1, "method.decoder_heads": 2, "checkpoint.every_steps": 8,
-    "eval.every_steps": 24, "eval.heldout_examples": 32, "eval.knn": False, "eval.baselines": False, "log.every_steps": 1,
+    "eval.every_steps": 200, "eval.heldout_examples": 32, "eval.knn": False, "eval.baselines": False, "log.every_steps": 1,
     "log.tensorboard": False,
 }  # fmt: skip
 
-LAST_STEP = 24
+LAST_STEP = 200  # so many that a signal arrives before the end
 
 
 def command(workdir: Path, *more: str) -> list[str]:
@@ -118,7 +118,7 @@ def test_four_processes_then_two_then_one_have_the_losses_of_one(tmp_path: Path)
     assert [code for code, _, _ in finish(four)] == [ExitCode.STOPPED] * 4
 
     two = start(workdir, 2)
-    wait_for_step(two[0], 17)
+    wait_for_step(two[0], 100)
     two[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     (code, _, err), _ = finish(two)
@@ -130,7 +130,7 @@ def test_four_processes_then_two_then_one_have_the_losses_of_one(tmp_path: Path)
             command(directory), env=environment(), capture_output=True, text=True, check=False
         )
         assert one.returncode == 0, one.stderr[-2000:]
-        assert ("resumed from checkpoint 16" in one.stdout) == (directory == workdir)
+        assert ("resumed from checkpoint" in one.stdout) == (directory == workdir)
     ours, theirs = history(workdir), history(tmp_path / "one")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for key in ("train/loss", "train/grad_norm", "eval/loss"):
