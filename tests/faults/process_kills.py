@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import test_processes as processes
 
 STEPS = 400
-SPAN = 25.0
+SPAN = 20.0
 """Seconds from the start, within which a process is killed: importing, meeting, compiling, training and saving."""
 SENTENCE = re.compile(r"mim_jax: process [01] .+")
 
