@@ -5,7 +5,6 @@
 compiles two-block networks ahead of time for TPU v5e or H100 chips that need not be there; libtpu or jax's CUDA build must.
 """
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from mim_jax.config.check import check
@@ -21,6 +19,7 @@ from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.config.schema import Config
 from mim_jax.methods import Variables, build_method, complete_options
+from mim_jax.plan.topology import open_topology, prepare_process
 from mim_jax.training.optimiser import make_optimiser
 from mim_jax.training.sharding import batch_sharding, state_shardings
 from mim_jax.training.state import state_shapes
@@ -170,10 +169,9 @@ def trace_step(config: Config, batch: dict[str, Any], mesh: Mesh, prepared: Vari
 
 def accelerator_mesh(platform: str, fsdp: int) -> Mesh:
     """Devices that are not there: four chips of a TPU v5e, or eight H100s of one host."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    name = {"tpu": "v5e:2x2", "cuda": "h100"}[platform]
-    more = {} if platform == "tpu" else {"topology": "1x1x8", "target_config": H100}
-    devices = np.array(topologies.get_topology_desc(platform=platform, topology_name=name, **more).devices)
+    name = {"tpu": "v5e:2x2", "cuda": "h100:8"}[platform]
+    prepare_process(name)
+    devices = np.array(open_topology(name).devices)
     return Mesh(devices.reshape(-1, fsdp, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
@@ -224,15 +222,6 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "classify": ("supervised", 1, {"model.layer_scale": 0.1, "model.positions": "learned"}),
 }
 """Name -> (config file, devices on the axis fsdp, overrides of its preset imagenet)."""
-
-H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-device_memory_size: 84929347584 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-registers_per_core_limit: 65536 registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3" """
-"""A GpuTargetConfigProto in text form. Without a device there is no autotuning: set XLA_FLAGS to
-"--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"."""
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:])

@@ -12,7 +12,6 @@ Exit codes: 0 it fits, 1 it does not, 2 a mistake of the user's."""
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ from mim_jax.config.files import load, override
 from mim_jax.config.resolve import resolve
 from mim_jax.config.scaling import AUTO
 from mim_jax.config.schema import Config, resolved
-from mim_jax.data import open_dataset  # noqa: F401 - datasets register themselves
 from mim_jax.data.bench_loader import write_jpegs
 from mim_jax.data.crop import ExampleKey
 from mim_jax.data.errors import DataError
@@ -36,6 +34,7 @@ from mim_jax.methods import Method, build_method, complete_options
 from mim_jax.plan.report import as_json, as_text
 from mim_jax.plan.step import Memory, StepPlan, largest_batch, plan_step
 from mim_jax.plan.topology import FORMS, Topology, open_topology, prepare_process
+from mim_jax.storage import parse_path, write_json
 from mim_jax.training.datasets import open_split
 from mim_jax.training.monitoring.run_info import phase_steps
 from mim_jax.training.pretrained import with_network_of_init
@@ -106,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
     summary = as_json(config, method, topology, steps, counts, rate, largest)
     print(as_text(config, method, topology, steps, counts, rate, largest))
     if options.json:
-        Path(options.json).write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(parse_path(options.json, "--json"), summary)
     return ExitCode.DONE if summary["fits"] else ExitCode.FAILED
 
 

@@ -156,7 +156,7 @@ class Peers:
     Args:
         settings: what must be the same everywhere: dotted names to values.
         differences: sentences on how two settings differ.
-        lost: what to do with the sentence on a process that is gone; it does not return.
+        timeout: seconds within which all must have come.
     """
 
     def __init__(
